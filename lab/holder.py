@@ -1,11 +1,13 @@
 """
-First process of a throw-away host: prepares its mounts, then keeps its namespaces alive until stdin ends.
+Keeps the namespaces of a throw-away host alive until stdin ends.
 
-Started by ``lab.host`` under ``unshare``.  It is process 1 of its PID namespace: when its stdin is closed (or the
-program that started it dies, which closes it too) it exits, and the kernel kills everything that runs in the host,
-frees the mounts and the network with all rules.  Prints its process id, as the machine sees it, when it is ready.
+Two processes.  The inner one is process 1 of the host's PID namespace: it prepares the mounts, prints its process id
+as the machine sees it, and waits.  When its stdin is closed, or the program that started it dies, which closes it too,
+it exits; the kernel then kills everything that runs in the host and frees its mounts and its network with all rules.
+The outer one waits for that and removes what the kernel does not: the control groups of a Docker daemon.
 """
 
+import glob
 import os
 import signal
 import subprocess
@@ -47,7 +49,7 @@ def _symlink(target, link):
     return link
 
 
-def main(backend):
+def inside(backend):
     pid = os.readlink("/proc/self")  # still the machine's /proc: the id that the machine knows us by
     mount("tmpfs", "/run", "mode=0755")
     for directory in ("/etc", "/var"):
@@ -60,5 +62,19 @@ def main(backend):
     sys.stdin.read()
 
 
+def remove_cgroups(name):
+    for top in glob.glob("/sys/fs/cgroup/" + name) + glob.glob("/sys/fs/cgroup/*/" + name):
+        for directory, _, _ in os.walk(top, topdown=False):
+            os.rmdir(directory)
+
+
+def main(backend):
+    namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child"]
+    host = [sys.executable, "-I", "-S", __file__, "inside", backend]
+    done = subprocess.run(["unshare", *namespaces, "--", *host], check=False)
+    remove_cgroups(f"iptlive-lab-{os.getpid()}")
+    sys.exit(done.returncode)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    inside(sys.argv[2]) if sys.argv[1] == "inside" else main(sys.argv[1])

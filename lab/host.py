@@ -95,14 +95,15 @@ class Host:
         self._agent = None
         # A session of its own: Ctrl-C must reach us, not the host, which dies in order when we close it.
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--"]
-            + [sys.executable, "-I", "-S", str(REPO / "lab" / "holder.py"), backend],
+            [sys.executable, "-I", "-S", str(REPO / "lab" / "holder.py"), backend],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
             start_new_session=True,
         )
+        # Control groups belong to the machine, whatever the namespace: the holder removes the ones below this name.
+        self.cgroup = f"iptlive-lab-{self._holder.pid}"
         self.pid = self._holder.stdout.readline().decode().strip()
         if not self.pid:
             _, stderr = self._holder.communicate()
@@ -317,16 +318,24 @@ def minion_options(root):
     }
 
 
-def wire(one, other, network="198.51.100"):
+def wire(one, other, interface="lab0", addresses=("198.51.100.1/24", "198.51.100.2/24"), bridge=None):
     """
-    Connect two hosts by a veth pair: addresses ``network``.1/24 and .2/24, interface ``lab0`` in both.
+    Connect two hosts by a veth pair, ``interface`` in both.
+
+    addresses
+        of the two ends; None for an end without one
+    bridge
+        a bridge of the first host that its end becomes a port of
     """
     # Seen from the machine's process namespace, where both are known; only the network is the host's.
-    pair = ["ip", "link", "add", "lab0", "type", "veth", "peer", "name", "lab0", "netns", other.pid]
-    subprocess.run(one.argv(pair, namespaces=["net"]), check=True, timeout=60)
-    for number, host in enumerate((one, other), start=1):
-        host.run(["ip", "address", "add", f"{network}.{number}/24", "dev", "lab0"])
-        host.run(["ip", "link", "set", "lab0", "up"])
+    pair = ["ip", "link", "add", interface, "type", "veth", "peer", "name", interface, "netns", other.pid]
+    subprocess.run(one.argv(pair, namespaces=["net"]), env=ENVIRONMENT, check=True, timeout=60)
+    for host, address in zip((one, other), addresses):
+        if address:
+            host.run(["ip", "address", "add", address, "dev", interface])
+        host.run(["ip", "link", "set", interface, "up"])
+    if bridge:
+        one.run(["ip", "link", "set", interface, "master", bridge])
 
 
 def _empty_table(table):

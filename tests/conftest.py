@@ -1,0 +1,74 @@
+"""
+Fixtures: throw-away hosts for every test that runs iptables, Salt or Docker.  Nothing here touches the machine itself.
+"""
+
+import os
+import shutil
+
+import hypothesis
+import pytest
+
+from lab.docker import Docker
+from lab.host import BACKENDS, ENVIRONMENT, Host
+
+# A real kernel and a real Salt answer when they answer; and ``host`` is a function's fixture only to be reset.
+hypothesis.settings.register_profile(
+    "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+hypothesis.settings.load_profile("lab")
+
+NO_DOCKER = pytest.StashKey()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without Docker its tests are left out, and it is said; in CI they run, and fail where it is missing."""
+    if shutil.which("dockerd", path=ENVIRONMENT["PATH"]) or os.environ.get("CI") == "true":
+        return
+    left_out = [item for item in items if item.get_closest_marker("docker")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[NO_DOCKER] = len(left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    number = config.stash.get(NO_DOCKER, 0)
+    if number:
+        terminalreporter.write_line(
+            f"{number} tests left out: Docker is not installed here (./dev test --docker installs it)", yellow=True
+        )
+
+
+@pytest.fixture(scope="session")
+def hosts():
+    """Make further throw-away hosts: ``hosts("nft")``; they end with the session."""
+    made = []
+
+    def make(backend="nft"):
+        made.append(Host(backend))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def kept_host(request, hosts):
+    """One host per backend for the whole session; ``host`` is the one to ask for."""
+    return hosts(request.param)
+
+
+@pytest.fixture
+def host(kept_host):
+    """A throw-away host as if new, once with each backend; a hypothesis test resets it itself for each example."""
+    kept_host.reset()
+    return kept_host
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def docker_host(request):
+    """A host with a running Docker daemon and a container published as port 8080, once with each backend."""
+    with Host(request.param) as host, Docker(host) as docker:
+        docker.start()
+        docker.publish(8080)
+        yield docker
