@@ -1,0 +1,65 @@
+"""A carried-out plan to the plan that takes it back, anchored in the chain as it is now.
+
+Not a return to an old dump: what others have written since then stays. Rules that the plan inserted are deleted, rules
+that it deleted come back between the neighbours they had, as far as those still stand there.
+"""
+
+from typing import List, NamedTuple, Optional, Tuple
+
+from _iptlive_align import align
+from _iptlive_model import Chain
+from _iptlive_plan import ChainPlan, Edit, Line, Placer, numbered
+
+
+class _Trace(NamedTuple):
+    """One rule after the plan, and its index before it (None: inserted by the plan)."""
+
+    rule: str
+    before: Optional[int]
+
+
+def plan_inverse(name: str, before: Optional[Chain], plan: ChainPlan, now: Optional[Chain]) -> ChainPlan:
+    """``before`` is the chain that ``plan`` was made for (None: it created it), ``now`` the chain as it is."""
+    if now is None:
+        return ChainPlan()
+    old = before.rules if before else ()
+    after = _trace(old, plan.edits)
+    place = align([rule.rule for rule in after], now.rules)
+    ours = {at for rule, at in zip(after, place) if at is not None and rule.before is None}
+    gone = [Edit("delete", at + 1, now.rules[at]) for at in sorted(ours)]
+    left = [at for at in range(len(now.rules)) if at not in ours]
+    renumbered = {at: index for index, at in enumerate(left)}
+    still = {rule.before: renumbered[at] for rule, at in zip(after, place) if at in renumbered}
+    lines, matched = _former(old, {rule.before for rule in after}, still)
+    placer = Placer(name, lines, matched, [now.rules[at] for at in left], "refuse")
+    if placer.refusals:
+        return ChainPlan(refusals=tuple(placer.refusals))
+    edits = numbered(gone) + placer.edits + _policy_back(plan, now)
+    result = Chain(edits[-1].rule if edits and edits[-1].action == "policy" else now.policy, placer.result)
+    if before is None and not result.rules:
+        edits.append(Edit("delete_chain"))
+    return ChainPlan(tuple(edits), (), (), result)
+
+
+def _trace(old: Tuple[str, ...], edits: Tuple[Edit, ...]) -> List[_Trace]:
+    rules = [_Trace(rule, index) for index, rule in enumerate(old)]
+    for edit in edits:
+        if edit.action == "delete":
+            del rules[edit.position - 1]
+        elif edit.action == "insert":
+            rules.insert(edit.position - 1, _Trace(edit.rule, None))
+    return rules
+
+
+def _former(old: Tuple[str, ...], kept, still) -> Tuple[List[Line], List[Optional[int]]]:
+    """The former rules that should stand: those that still do, and those that the plan deleted (unmatched)."""
+    wanted = [index for index in range(len(old)) if index in still or index not in kept]
+    return [Line(old[index], index + 1) for index in wanted], [still.get(index) for index in wanted]
+
+
+def _policy_back(plan: ChainPlan, now: Chain) -> List[Edit]:
+    return [
+        Edit("policy", rule=edit.was, was=edit.rule)
+        for edit in plan.edits
+        if edit.action == "policy" and now.policy == edit.rule
+    ]

@@ -1,0 +1,328 @@
+"""The one room that runs programs: which iptables there is, what the kernel holds, and the verified transaction.
+
+All programs run by argument list, in the C locale, with input on stdin and a timeout. Reading never creates a table
+(``iptables-legacy-save -t T`` would) and takes no lock.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import resource
+import select
+import shutil
+import subprocess
+import tempfile
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
+
+from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
+from _iptlive_plan import ChainPlan, commands, removals
+from _iptlive_rules import parse_list, parse_save, print_list
+
+COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
+LEGACY_TABLES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tables_names"}
+TIMEOUT = 120
+CAP_NET_ADMIN = 1 << 12
+F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has no names for them before Python 3.10
+STDIO_BUFFERS = 3 * 4096  # what the program's own output buffer may hold back, with room to spare
+
+_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+_NOISE = re.compile(
+    r"^(?:Try `.*|Error occurred at line: \d+|# Warning: ip6?tables-legacy tables present.*)?\n?", re.MULTILINE
+)
+
+
+class Tools(NamedTuple):
+    """The programs of one family."""
+
+    family: str
+    backend: str  # nft or legacy
+    version: str
+    command: str
+    restore: str
+    save: str
+
+
+class Done(NamedTuple):
+    """What a program answered."""
+
+    status: int
+    out: str
+    err: str
+
+
+def environment(lock: Optional[str] = None) -> Dict[str, str]:
+    """The C locale, so that messages can be read, and for the scratch a lock file of its own."""
+    env = dict(os.environ, LC_ALL="C", PATH=_SEARCH_PATH)
+    if lock:
+        env["XTABLES_LOCKFILE"] = lock
+    return env
+
+
+def run(argv: Sequence[str], stdin: str = "", lock: Optional[str] = None) -> Done:
+    try:
+        done = subprocess.run(
+            argv,
+            input=stdin.encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            env=environment(lock),
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except FileNotFoundError as err:
+        raise HostError(f"the program '{argv[0]}' is not installed") from err
+    except subprocess.TimeoutExpired as err:
+        raise HostError("'{}' did not end within {} seconds".format(" ".join(argv), TIMEOUT)) from err
+    out, err = (part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr))
+    return Done(done.returncode, out, err)
+
+
+def message(err: str) -> str:
+    """A program's message without its advice to read the manual."""
+    return " ".join(_NOISE.sub("", err).split()) or "no message"
+
+
+def find_tools(family: str, backend: str) -> Tools:
+    """The programs of ``backend`` (auto: what the host's plain command is)."""
+    plain = COMMANDS[family]
+    path = shutil.which(plain, path=_SEARCH_PATH)
+    if path is None:
+        raise HostError(
+            f"{FAMILIES[family]}: '{plain}' is not installed (searched {_SEARCH_PATH}). Install the package "
+            f"'iptables', or take '{family}' out of "
+            "'families'"
+        )
+    kind, version = _flavour(path)
+    if backend in ("auto", kind):
+        return Tools(family, kind, version, *_programs(family, plain))
+    kind, version = _flavour(_programs(family, f"{plain}-{backend}")[0])
+    return Tools(family, kind, version, *_programs(family, f"{plain}-{kind}"))
+
+
+def _programs(family: str, name: str) -> List[str]:
+    paths = [shutil.which(name + suffix, path=_SEARCH_PATH) for suffix in ("", "-restore", "-save")]
+    if None in paths:
+        raise HostError(
+            f"{FAMILIES[family]}: '{name}', '{name}-restore' and '{name}-save' are not all installed. Install them, "
+            "or set "
+            "'backend: auto'"
+        )
+    return paths
+
+
+def _flavour(path: str):
+    """('nft', '1.8.9'); a program too old to tell is a legacy one."""
+    printed = run([path, "-V"]).out
+    version = re.search(r"v(\d[\w.]*)", printed)
+    return "nft" if "nf_tables" in printed else "legacy", version.group(1) if version else "unknown"
+
+
+def check_rights() -> None:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        granted = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read(), re.MULTILINE)
+    if not granted or not int(granted.group(1), 16) & CAP_NET_ADMIN:
+        raise HostError("iptables needs root (the capability CAP_NET_ADMIN): run the minion, or salt-call, as root")
+
+
+def check_family(family: str) -> None:
+    if family == "ipv6" and not os.path.exists("/proc/net/if_inet6"):
+        raise HostError("IPv6: this host's kernel runs without IPv6. Set 'families: [ipv4]' for it")
+
+
+def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
+    """The named tables as the kernel holds them; a table that it does not have is left out."""
+    found: Dict[str, Table] = {}
+    for name in _present(tools, names):
+        done = run([tools.save, "-t", name])
+        if done.status:
+            raise HostError(f"{tools.save}: {message(done.err)}")
+        found.update(parse_save(done.out))
+    return found
+
+
+def _present(tools: Tools, names: Iterable[str]) -> List[str]:
+    if tools.backend == "nft":
+        return list(names)
+    try:
+        with open(LEGACY_TABLES[tools.family], encoding="ascii") as listing:
+            loaded = set(listing.read().split())
+    except FileNotFoundError:
+        return []
+    return [name for name in names if name in loaded]
+
+
+class StaleError(Exception):
+    """The chains are not what the plan was made for; nothing was written."""
+
+
+class Attempt(NamedTuple):
+    """A transaction that was sent: what the program said, the chains before, the plans it carried out."""
+
+    done: Done
+    before: Table
+    plans: Dict[str, ChainPlan]
+
+
+Decide = Callable[[Table], Dict[str, ChainPlan]]
+
+
+def attempt(tools: Tools, table: str, before: Table, decide: Decide, wait: int) -> Optional[Attempt]:
+    """One verified transaction over the plans that ``decide`` makes; None where it finds nothing to do.
+
+    The plan is compared with the chains as they are inside the transaction: StaleError is raised, and nothing
+    written, when they differ. ``decide`` may be called again with the table as it is under the lock (legacy), and may raise.
+    """
+    plans = decide(before)
+    if not plans:
+        return None
+    if tools.backend == "legacy":
+        return _legacy_attempt(tools, table, before, decide, wait)
+    return Attempt(_nft_attempt(tools, table, before, plans), before, plans)
+
+
+def _nft_attempt(tools: Tools, table: str, before: Table, plans: Dict[str, ChainPlan]) -> Done:
+    """iptables-nft-restore lists the chains before and after the edits, and sends its batch only after that.
+
+    Positions are resolved to rule handles in the very snapshot it lists. Its output goes into a pipe that is too small
+    for the padding behind the listings, so it stands still until the listings have been compared: then the pipe is
+    drained, or the program is killed with nothing written.
+    """
+    present = {chain: before[chain] for chain in plans if chain in before}
+    first = "".join(print_list(chain, state) for chain, state in present.items())
+    second = "".join(print_list(chain, plan.result) for chain, plan in plans.items())
+    longest = max(plans, key=lambda chain: len(print_list(chain, plans[chain].result)))
+    reader, writer = os.pipe()
+    try:
+        fcntl.fcntl(writer, F_SETPIPE_SZ, resource.getpagesize())
+        hold_back = fcntl.fcntl(writer, F_GETPIPE_SZ) + STDIO_BUFFERS
+        padding = hold_back // len(print_list(longest, plans[longest].result)) + 1
+        lines = ["*" + table]
+        lines += ["-S " + chain for chain in present]
+        lines += commands(table, plans, before)
+        lines += ["-S " + chain for chain in plans] + ["-S " + longest] * padding + removals(plans) + ["COMMIT", ""]
+        with _started(tools, "\n".join(lines), writer) as process:
+            os.close(writer)
+            writer = -1
+            return _release(process, reader, first, second)
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+
+
+@contextlib.contextmanager
+def _started(tools: Tools, text: str, stdout: int):
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stderr:
+        stdin.write(text.encode("utf-8", "surrogateescape"))
+        stdin.seek(0)
+        process = subprocess.Popen(
+            [tools.restore, "--noflush"], stdin=stdin, stdout=stdout, stderr=stderr, env=environment()
+        )
+        process.errors = stderr
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _release(process, reader: int, first: str, second: str) -> Done:
+    """Compare what the program lists with what was planned; let it commit only if both are equal."""
+    wanted = (first + second).encode("utf-8", "surrogateescape")
+    got = b""
+    while len(got) < len(wanted):
+        part = _read(reader, min(4096, len(wanted) - len(got)))
+        if not part:
+            return _ended(process)
+        got += part
+        if not wanted.startswith(got):
+            process.kill()
+            raise _difference(wanted, got, len(first.encode("utf-8", "surrogateescape")))
+    while _read(reader, 65536):
+        pass
+    return _ended(process)
+
+
+def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
+    at = len(os.path.commonprefix([wanted, got]))
+    start = wanted.rfind(b"\n", 0, at) + 1
+    if start <= before:
+        return StaleError()
+    lines = [text[start:].split(b"\n", 1)[0].decode("utf-8", "replace") for text in (wanted, got)]
+    return HostError(
+        f"the transaction was taken back before its commit: the chain would have had {lines[1]!r} where {lines[0]!r} "
+        "was planned"
+    )
+
+
+def _read(reader: int, count: int) -> bytes:
+    if not select.select([reader], [], [], TIMEOUT)[0]:
+        raise HostError(f"iptables-restore printed nothing for {TIMEOUT} seconds; it was ended")
+    return os.read(reader, count)
+
+
+def _ended(process) -> Done:
+    try:
+        status = process.wait(TIMEOUT)
+    except subprocess.TimeoutExpired as err:
+        raise HostError(f"iptables-restore did not end within {TIMEOUT} seconds; it was ended") from err
+    process.errors.seek(0)
+    return Done(status, "", process.errors.read().decode("utf-8", "surrogateescape"))
+
+
+def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wait: int) -> Optional[Attempt]:
+    """iptables-legacy-restore carries out each line at once, in its own copy of the table, under the xtables lock.
+
+    So the chains are listed, planned and edited under one lock, and nothing is written unless COMMIT follows.
+    """
+    mark = f"iptlive-{os.getpid()}"
+    # A built-in chain is there as soon as the program has named its table.
+    listing = ["-S " + chain for chain in sorted(set(before) | set(BUILTIN[table]))]
+    # The mark ends the listing; it lives and dies in the program's copy of the table.
+    opening = ["*" + table] + listing + ["-N " + mark, "-S " + mark, "-X " + mark, ""]
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [tools.restore, "--noflush", "-w", str(max(1, int(wait)))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment(),
+        )
+        process.errors = stderr
+        # All of the opening must fit, or the program and we would wait for each other.
+        fcntl.fcntl(process.stdin, F_SETPIPE_SZ, 1 << 20)
+        try:
+            _say(process, "\n".join(opening))
+            listed = _listed_until(process, f"-N {mark}\n")
+            if listed is None:
+                return Attempt(_ended(process), before, {})
+            current = parse_list(listed)
+            plans = decide(current)
+            if not plans:
+                return None
+            _say(process, "\n".join(commands(table, plans, current) + removals(plans) + ["COMMIT", ""]))
+            process.stdin.close()
+            return Attempt(_ended(process), current, plans)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def _say(process, text: str) -> None:
+    try:
+        process.stdin.write(text.encode("utf-8", "surrogateescape"))
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it ended on an error; its status and message tell which
+
+
+def _listed_until(process, mark: str) -> Optional[str]:
+    """What the program lists before the mark; None where it ended instead."""
+    end, got = mark.encode(), b""
+    while not (got == end or got.endswith(b"\n" + end)):
+        part = _read(process.stdout.fileno(), 65536)
+        if not part:
+            return None
+        got += part
+    return got[: -len(end)].decode("utf-8", "surrogateescape")

@@ -1,0 +1,122 @@
+"""The options: their names, types and defaults, the same in pillar, function and state."""
+
+from typing import Any, Dict, Mapping, NamedTuple, Tuple
+
+from _iptlive_model import BUILTIN, FAMILIES, InputError, chain_key
+from _iptlive_plan import Choices
+
+DEFAULT_FILES = {
+    "ipv4": ("/etc/iptables/rules.v4", "/etc/sysconfig/iptables"),
+    "ipv6": ("/etc/iptables/rules.v6", "/etc/sysconfig/ip6tables"),
+}
+
+_CHAIN_WORDS = {
+    "placement": ("refuse", "after", "before"),
+    "duplicates": ("refuse", "allow"),
+    "policy": ("report", "enforce", "refuse"),
+}
+_CHAIN_OPTIONS = ("placement", "reorder", "duplicates", "policy")
+
+
+class Options(NamedTuple):
+    families: Tuple[str, ...] = ("ipv4", "ipv6")
+    files: Mapping[str, Tuple[str, ...]] = DEFAULT_FILES
+    backend: str = "auto"
+    placement: str = "refuse"
+    chains: Mapping[str, Mapping[str, Any]] = {}
+    reorder: bool = False
+    duplicates: str = "refuse"
+    policy: str = "report"
+    partial: bool = False
+    wait: int = 10
+
+    def choices(self, family: str, table: str, chain: str) -> Choices:
+        """What holds for one chain: its own settings over the general ones."""
+        general = Choices(self.placement, self.reorder, self.duplicates, self.policy)
+        return general._replace(**self.chains.get(chain_key(family, table, chain), {}))
+
+
+def parse(given: Mapping[str, Any]) -> Options:
+    """Options from a mapping of names to values; raises InputError that names what is wrong."""
+    for name in given:
+        if name not in _READERS:
+            raise InputError("unknown option '{}'; known are {}".format(name, ", ".join(sorted(_READERS))))
+    return Options(**{name: _READERS[name](name, value) for name, value in given.items()})
+
+
+def _wrong(name: str, value: Any, expected: str) -> InputError:
+    return InputError(f"option '{name}': expected {expected}, got {value!r}")
+
+
+def _word(*words: str):
+    def read(name: str, value: Any) -> str:
+        if value not in words:
+            raise _wrong(name, value, "one of " + ", ".join(words))
+        return value
+
+    return read
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    return value
+
+
+def _seconds(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _wrong(name, value, "a whole number of seconds, 0 or more")
+    return value
+
+
+def _families(name: str, value: Any) -> Tuple[str, ...]:
+    named = [value] if isinstance(value, str) else value
+    if not isinstance(named, (list, tuple)) or not named or any(family not in FAMILIES for family in named):
+        raise _wrong(name, value, "a list of ipv4 and ipv6")
+    return tuple(family for family in FAMILIES if family in named)
+
+
+def _files(name: str, value: Any) -> Dict[str, Tuple[str, ...]]:
+    if not isinstance(value, Mapping) or any(family not in FAMILIES for family in value):
+        raise _wrong(name, value, "a mapping of ipv4 and ipv6 to a path or a list of paths")
+    return dict(DEFAULT_FILES, **{family: _paths(name, paths) for family, paths in value.items()})
+
+
+def _paths(name: str, value: Any) -> Tuple[str, ...]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, (list, tuple)) or not paths:
+        raise _wrong(name, value, "a path or a list of paths")
+    if not all(isinstance(path, str) and path.startswith("/") for path in paths):
+        raise _wrong(name, value, "absolute paths")
+    return tuple(paths)
+
+
+def _chains(name: str, value: Any) -> Dict[str, Dict[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "a mapping like {'IPv4/filter/FORWARD': {'placement': 'before'}}")
+    return {_key(name, key): _chain_options(name, key, settings) for key, settings in value.items()}
+
+
+def _key(name: str, key: Any) -> str:
+    parts = str(key).split("/")
+    if len(parts) != 3 or parts[0] not in FAMILIES.values() or parts[1] not in BUILTIN or not parts[2]:
+        raise _wrong(name, key, "a chain written like IPv4/filter/FORWARD")
+    return key
+
+
+def _chain_options(name: str, key: str, settings: Any) -> Dict[str, Any]:
+    if not isinstance(settings, Mapping) or any(option not in _CHAIN_OPTIONS for option in settings):
+        raise _wrong(f"{name}: {key}", settings, "a mapping of " + ", ".join(_CHAIN_OPTIONS))
+    return {option: _READERS[option](f"{name}: {key}: {option}", value) for option, value in settings.items()}
+
+
+_READERS = {
+    "families": _families,
+    "files": _files,
+    "backend": _word("auto", "nft", "legacy"),
+    "chains": _chains,
+    "reorder": _flag,
+    "partial": _flag,
+    "wait": _seconds,
+}
+_READERS.update({name: _word(*words) for name, words in _CHAIN_WORDS.items()})

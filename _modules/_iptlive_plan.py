@@ -1,0 +1,342 @@
+"""Two chains to a plan: the smallest set of deletes and inserts that makes every stored rule stand in stored order.
+
+The kernel's other rules are foreign. They are never touched, and a rule is put only where its neighbours (anchors)
+prove that it belongs; where foreign rules stand in between, the chain is refused unless ``placement`` decides.
+"""
+
+from collections import Counter, defaultdict
+from typing import Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from _iptlive_align import align
+from _iptlive_model import Chain, is_builtin
+
+
+class Line(NamedTuple):
+    """One stored rule in the kernel's spelling, and the line of the stored file it comes from."""
+
+    rule: str
+    line: int
+
+
+class StoredState(NamedTuple):
+    """What the stored file says of one chain."""
+
+    rules: Tuple[Line, ...]
+    deletes: Tuple[Line, ...] = ()
+    policy: Optional[str] = None
+    line: Optional[int] = None
+
+
+class Choices(NamedTuple):
+    """The options that bear on one chain."""
+
+    placement: str = "refuse"
+    reorder: bool = False
+    duplicates: str = "refuse"
+    policy: str = "report"
+
+
+class Edit(NamedTuple):
+    """One step; ``position`` counts from 1 and holds at the moment the step is done."""
+
+    action: str  # create_chain, delete, insert, policy; delete_chain when a created one is taken back
+    position: Optional[int] = None
+    rule: str = ""
+    line: Optional[int] = None
+    moved: bool = False
+    was: Optional[str] = None
+
+
+class Refusal(NamedTuple):
+    """Why a chain cannot be brought in line, and the smallest thing that helps."""
+
+    reason: str
+    message: str
+    hint: str
+    rules: Tuple[str, ...] = ()
+    lines: Tuple[int, ...] = ()
+    above: Optional[str] = None
+    below: Optional[str] = None
+    foreign: Tuple[str, ...] = ()
+
+
+class ChainPlan(NamedTuple):
+    """``result`` is the chain after the edits; with refusals there are no edits."""
+
+    edits: Tuple[Edit, ...] = ()
+    refusals: Tuple[Refusal, ...] = ()
+    warnings: Tuple[str, ...] = ()
+    result: Optional[Chain] = None
+
+    def removes_chain(self) -> bool:
+        return any(edit.action == "delete_chain" for edit in self.edits)
+
+
+def plan_chain(name: str, stored: StoredState, kernel: Optional[Chain], choices: Choices) -> ChainPlan:
+    """Plan the chain ``name`` (like ``IPv4/filter/INPUT``); ``kernel`` is None where the kernel lacks it."""
+    refusals = _contradictions(name, stored)
+    if choices.duplicates == "refuse":
+        refusals += _duplicates(name, stored)
+    if refusals:
+        return ChainPlan(refusals=tuple(refusals))
+    chain = kernel or Chain(None)
+    gone, placer, refusals = _plan_rules(name, stored, chain, choices)
+    policy, policy_refusals, warnings = _policy(name, stored, chain, choices)
+    refusals += placer.refusals + policy_refusals
+    if refusals:
+        return ChainPlan(refusals=tuple(refusals), warnings=tuple(warnings))
+    created = [Edit("create_chain", line=stored.line)] if kernel is None else []
+    after = Chain(policy[0].rule if policy else chain.policy, placer.result)
+    return ChainPlan(tuple(created + gone + placer.edits + policy), (), tuple(warnings), after)
+
+
+def _plan_rules(name: str, stored: StoredState, chain: Chain, choices: Choices):
+    """The deletes, the placed inserts, and a refusal where the order differs."""
+    lines = stored.rules
+    deleted = {line.rule: line.line for line in stored.deletes}
+    gone = [Edit("delete", at + 1, rule, deleted[rule]) for at, rule in enumerate(chain.rules) if rule in deleted]
+    # From here on an index is one of the chain without the rules that the stored file deletes.
+    origin = [at for at, rule in enumerate(chain.rules) if rule not in deleted]
+    rules = [chain.rules[at] for at in origin]
+    matched = align([line.rule for line in lines], rules)
+    strays = _strays(lines, matched, rules)
+    if strays and not choices.reorder:
+        refusals = [_refuse_order(name, [lines[index] for index in strays])]
+        return gone, Placer(name, lines, matched, rules, choices.placement, settled=strays), refusals
+    gone += [Edit("delete", origin[at] + 1, rules[at], lines[index].line, True) for index, at in strays.items()]
+    left, matched = _without(set(strays.values()), matched, rules)
+    return numbered(gone), Placer(name, lines, matched, left, choices.placement, moved=strays), []
+
+
+def _without(gone: Container[int], matched: Sequence[Optional[int]], rules: Sequence[str]):
+    """The rules that stay, and the matching renumbered for them."""
+    left = [at for at in range(len(rules)) if at not in gone]
+    renumbered = {at: index for index, at in enumerate(left)}
+    return [rules[at] for at in left], [None if at is None else renumbered[at] for at in matched]
+
+
+def commands(table: str, plans: Dict[str, ChainPlan], present: Container[str]) -> List[str]:
+    """The plans as iptables-restore lines: new chains first, so that rules may jump to them; policies last."""
+    # Declared this way a built-in chain that the kernel lacks comes to be, and one that it has is left as it is.
+    first = [f":{chain} - [0:0]" for chain in plans if is_builtin(table, chain) and chain not in present]
+    middle, last = [], []
+    for chain, plan in plans.items():
+        for edit in plan.edits:
+            if edit.action == "create_chain":
+                first.append(f"-N {chain}")
+            elif edit.action == "delete":
+                middle.append(f"-D {chain} {edit.position}")
+            elif edit.action == "insert":
+                middle.append(f"-I {chain} {edit.position} {edit.rule}".rstrip(" "))
+            elif edit.action == "policy":
+                last.append(f"-P {chain} {edit.rule}")
+    return first + middle + last
+
+
+def removals(plans: Dict[str, ChainPlan]) -> List[str]:
+    """The chains that cease to be, as iptables-restore lines; they are empty by then."""
+    return [f"-X {chain}" for chain, plan in plans.items() if plan.removes_chain()]
+
+
+def _contradictions(name: str, stored: StoredState) -> List[Refusal]:
+    wanted = {line.rule: line.line for line in stored.rules}
+    return [
+        Refusal(
+            "contradiction",
+            f"{name}: line {wanted[gone.rule]} stores the rule that line {gone.line} deletes",
+            "remove one of the two lines",
+            (gone.rule,),
+            (wanted[gone.rule], gone.line),
+        )
+        for gone in stored.deletes
+        if gone.rule in wanted
+    ]
+
+
+def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
+    lines: Dict[str, List[int]] = defaultdict(list)
+    for rule, line in stored.rules:
+        lines[rule].append(line)
+    return [
+        Refusal(
+            "duplicate",
+            "{}: lines {} store the same rule".format(name, " and ".join(map(str, numbers))),
+            f"remove all but one of them, or set 'duplicates: allow' for {name}",
+            (rule,),
+            tuple(numbers),
+        )
+        for rule, numbers in lines.items()
+        if len(numbers) > 1
+    ]
+
+
+def _policy(name: str, stored: StoredState, chain: Chain, choices: Choices):
+    if stored.policy is None or chain.policy is None or stored.policy == chain.policy:
+        return [], [], []
+    message = f"{name}: the kernel's policy is {chain.policy}, the stored one {stored.policy}"
+    if choices.policy == "enforce":
+        return [Edit("policy", rule=stored.policy, line=stored.line, was=chain.policy)], [], []
+    if choices.policy == "refuse":
+        hint = f"correct line {stored.line}, or set 'policy: report' or 'policy: enforce' for {name}"
+        return [], [Refusal("policy", message, hint, lines=(stored.line,) if stored.line else ())], []
+    return [], [], [message]
+
+
+def _strays(lines: Sequence[Line], matched: Sequence[Optional[int]], rules: Sequence[str]) -> Dict[int, int]:
+    """Unmatched stored rules that do stand in the kernel, in another order: their index to the kernel's."""
+    used = {at for at in matched if at is not None}
+    free: Dict[str, List[int]] = defaultdict(list)
+    for at in range(len(rules) - 1, -1, -1):
+        if at not in used:
+            free[rules[at]].append(at)
+    return {
+        index: free[line.rule].pop()
+        for index, line in enumerate(lines)
+        if matched[index] is None and free.get(line.rule)
+    }
+
+
+def _refuse_order(name: str, lines: Sequence[Line]) -> Refusal:
+    return Refusal(
+        "out_of_order",
+        "{}: {} in the kernel in another order than in the stored file".format(name, _named(lines, "stands", "stand")),
+        f"put the lines into the kernel's order, or set 'reorder: true' for {name} to have them moved",
+        tuple(line.rule for line in lines),
+        tuple(line.line for line in lines),
+    )
+
+
+class Placer:
+    """Finds the place of each unmatched rule: ``edits``, ``result`` and ``refusals`` are what comes out.
+
+    ``matched`` gives for each line its index in ``rules``; a line in ``settled`` is neither matched nor to be placed.
+    """
+
+    def __init__(self, name: str, lines: Sequence[Line], matched: Sequence[Optional[int]], rules: Sequence[str],
+                 placement: str, settled: Container[int] = (), moved: Container[int] = ()):  # fmt: skip
+        self._name = name
+        self._lines = lines
+        self._matched = matched
+        self._rules = list(rules)
+        self._placement = placement
+        self.refusals: List[Refusal] = []
+        slots = self._slots(settled)
+        self.edits = self._inserts(slots, moved)
+        self.result = tuple(self._rules_after(slots))
+
+    def _slots(self, settled) -> List[Tuple[int, List[int]]]:
+        """Where each group of unmatched rules goes: a kernel index to insert before, and the stored indexes."""
+        slots = []
+        for group in self._groups(settled):
+            place = self._place(group)
+            if place is None:
+                self.refusals.append(self._refuse_place(group))
+            else:
+                slots.append((place, group))
+        return slots
+
+    def _groups(self, settled) -> List[List[int]]:
+        groups: List[List[int]] = []
+        current: List[int] = []
+        for index in range(len(self._lines)):
+            if self._matched[index] is not None:
+                groups.append(current)
+                current = []
+            elif index not in settled:
+                current.append(index)
+        return [group for group in groups + [current] if group]
+
+    def _anchors(self, group: List[int]) -> Tuple[Optional[int], Optional[int]]:
+        """The stored indexes of the matched rules above and below the group."""
+        above = next((i for i in range(group[0] - 1, -1, -1) if self._matched[i] is not None), None)
+        below = next((i for i in range(group[-1] + 1, len(self._lines)) if self._matched[i] is not None), None)
+        return above, below
+
+    def _place(self, group: List[int]) -> Optional[int]:
+        above, below = self._anchors(group)
+        behind = 0 if above is None else self._matched[above] + 1
+        front = len(self._rules) if below is None else self._matched[below]
+        if behind == front:
+            return behind
+        if above is None and below is None:
+            return None
+        placement = self._placement
+        if placement == "after":
+            return front if above is None else behind
+        if placement == "before":
+            return behind if below is None else front
+        return None
+
+    def _refuse_place(self, group: List[int]) -> Refusal:
+        above, below = self._anchors(group)
+        lines = [self._lines[index] for index in group]
+        rules = tuple(line.rule for line in lines)
+        numbers = tuple(line.line for line in lines)
+        if above is None and below is None:
+            message = "{}: {} no place: no stored rule of this chain stands in the kernel, which holds {}".format(
+                self._name, _named(lines, "has", "have"), _count(len(self._rules), "foreign rule")
+            )
+            hint = f"store one of the chain's kernel rules too, above or below line {numbers[0]}, to be put next to it"
+            return Refusal("no_anchor", message, hint, rules, numbers, foreign=tuple(self._rules))
+        start = 0 if above is None else self._matched[above] + 1
+        end = len(self._rules) if below is None else self._matched[below]
+        foreign = tuple(self._rules[start:end])
+        message = "{}: {} no safe place: {} {}".format(
+            self._name, _named(lines, "has", "have"), _count(len(foreign), "foreign rule"), self._between(above, below)
+        )
+        hint = self._place_hint(above, below)
+        anchors = (None if i is None else self._lines[i].rule for i in (above, below))
+        return Refusal("foreign_between", message, hint, rules, numbers, *anchors, foreign=foreign)
+
+    def _between(self, above: Optional[int], below: Optional[int]) -> str:
+        if above is None:
+            return f"at the top of the chain, above line {self._lines[below].line}"
+        if below is None:
+            return f"at the end of the chain, below line {self._lines[above].line}"
+        return f"between line {self._lines[above].line} and line {self._lines[below].line}"
+
+    def _place_hint(self, above: Optional[int], below: Optional[int]) -> str:
+        if above is None:
+            cures = [f"'placement: before' (in front of line {self._lines[below].line})"]
+        elif below is None:
+            cures = [f"'placement: after' (right behind line {self._lines[above].line})"]
+        else:
+            cures = [
+                f"'placement: after' (right behind line {self._lines[above].line})",
+                f"'placement: before' (in front of line {self._lines[below].line})",
+            ]
+        return f"set {' or '.join(cures)} for {self._name}, or store the foreign rules that belong there too"
+
+    def _inserts(self, slots, moved) -> List[Edit]:
+        edits = []
+        for place, group in slots:
+            for index in group:
+                rule, line = self._lines[index]
+                edits.append(Edit("insert", place + len(edits) + 1, rule, line, index in moved))
+        return edits
+
+    def _rules_after(self, slots) -> List[str]:
+        result: List[str] = []
+        done = 0
+        for place, group in slots:
+            result += self._rules[done:place] + [self._lines[index].rule for index in group]
+            done = place
+        return result + self._rules[done:]
+
+
+def numbered(deletes: List[Edit]) -> List[Edit]:
+    """Deletes from the top down, each position being the one at that moment."""
+    ordered = sorted(deletes, key=lambda edit: edit.position)
+    return [edit._replace(position=edit.position - done) for done, edit in enumerate(ordered)]
+
+
+def _named(lines: Sequence[Line], one: str, many: str) -> str:
+    numbers = sorted(Counter(line.line for line in lines))
+    if len(numbers) == 1:
+        return f"the rule of line {numbers[0]} {one}"
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return f"the rules of lines {shown} {many}"
+
+
+def _count(number: int, what: str) -> str:
+    return "{} {}{}".format(number, what, "" if number == 1 else "s")

@@ -1,0 +1,79 @@
+"""Plans to the plain dictionaries that leave the module: stable keys, safe for JSON."""
+
+from typing import Any, Dict, Iterable, List, Tuple
+
+from _iptlive_model import FAMILIES, chain_key
+from _iptlive_plan import ChainPlan, Edit, Refusal
+from _iptlive_update import Committed, Survey
+
+
+def planned(found: Survey) -> Dict[str, Any]:
+    """The result of ``plan``, and of ``apply`` where nothing was written."""
+    plans = list(found.plans())
+    warnings = [warning for view in found.families for warning in view.warnings]
+    warnings += [warning for _, plan in plans for warning in plan.warnings]
+    refusals = refused(plans)
+    changes = {} if refusals and not found.options.partial else changed(plans)
+    return {
+        "status": "refused" if refusals else "changes" if changes else "in_sync",
+        "families": {
+            FAMILIES[view.tools.family]: {
+                "file": view.path,
+                "backend": view.tools.backend,
+                "version": view.tools.version,
+            }
+            for view in found.families
+        },
+        "changes": changes,
+        "refusals": refusals,
+        "warnings": [plain(warning) for warning in warnings],
+    }
+
+
+def changed(plans: Iterable[Tuple[str, ChainPlan]]) -> Dict[str, List[Dict[str, Any]]]:
+    return {key: [_edit(edit) for edit in plan.edits] for key, plan in plans if plan.edits}
+
+
+def refused(plans: Iterable[Tuple[str, ChainPlan]]) -> Dict[str, List[Dict[str, Any]]]:
+    return {key: [_refusal(refusal) for refusal in plan.refusals] for key, plan in plans if plan.refusals}
+
+
+def done(committed: Iterable[Committed]) -> Dict[str, List[Dict[str, Any]]]:
+    """What was really carried out, in the order of the transactions."""
+    return changed(
+        (chain_key(part.tools.family, part.table, chain), plan)
+        for part in committed
+        for chain, plan in part.plans.items()
+    )
+
+
+def _edit(edit: Edit) -> Dict[str, Any]:
+    entry = {"action": edit.action, "position": edit.position, "rule": plain(edit.rule), "line": edit.line}
+    if edit.moved:
+        entry["moved"] = True
+    if edit.was is not None:
+        entry["was"] = edit.was
+    return entry
+
+
+def _refusal(refusal: Refusal) -> Dict[str, Any]:
+    entry = {
+        "reason": refusal.reason,
+        "rules": [plain(rule) for rule in refusal.rules],
+        "lines": list(refusal.lines),
+        "message": plain(refusal.message),
+        "hint": plain(refusal.hint),
+    }
+    if refusal.reason in ("foreign_between", "no_anchor"):
+        entry["anchors"] = {"above": _anchor(refusal.above), "below": _anchor(refusal.below)}
+        entry["foreign"] = [plain(rule) for rule in refusal.foreign]
+    return entry
+
+
+def _anchor(rule) -> Any:
+    return None if rule is None else plain(rule)
+
+
+def plain(text: str) -> str:
+    """A comment may hold bytes that are no UTF-8; JSON and Salt's transport take none of them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,114 @@
+"""Text to rules: the words of one rule line, and what ``iptables-save`` and ``iptables -S`` print."""
+
+import re
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+from _iptlive_model import Chain, HostError, Table
+
+# iptables-restore knows the double quote and, inside it, the backslash; a single quote is a plain character.
+_WORD = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+', re.DOTALL)
+_QUOTED_PART = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_COMPLETE = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*\Z', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+_SET_OPTIONS = ("--match-set", "--add-set", "--del-set", "--map-set")
+_TARGET_OPTIONS = ("-j", "--jump", "-g", "--goto")
+
+
+class Word(NamedTuple):
+    """One argument of a rule line, unquoted, and where its raw text stands."""
+
+    value: str
+    start: int
+    end: int
+
+
+def quotes_closed(text: str) -> bool:
+    return '"' not in text or _COMPLETE.match(text) is not None
+
+
+def words(text: str) -> List[Word]:
+    """Split a rule line the way iptables-restore does."""
+    return [Word(_unquote(found.group()), *found.span()) for found in _WORD.finditer(text)]
+
+
+def _unquote(raw: str) -> str:
+    if '"' not in raw:
+        return raw
+    return _QUOTED_PART.sub(lambda found: _ESCAPE.sub(r"\1", found.group(1)), raw)
+
+
+def targets(text: str) -> List[str]:
+    """The chains or targets a rule jumps or goes to."""
+    return _values_after(text, _TARGET_OPTIONS)
+
+
+def sets(text: str) -> List[str]:
+    """The ipsets a rule names."""
+    return _values_after(text, _SET_OPTIONS) if "-set" in text else []
+
+
+def _values_after(text: str, options: Tuple[str, ...]) -> List[str]:
+    values = [word.value for word in words(text)]
+    return [value for option, value in zip(values, values[1:]) if option in options]
+
+
+def logical_lines(text: str) -> Iterator[str]:
+    """Lines of a listing; a quoted comment that holds a newline stays in one piece."""
+    pending = ""
+    for line in text.split("\n"):
+        whole = pending + line
+        closed = quotes_closed(whole)
+        pending = "" if closed else whole + "\n"
+        if closed:
+            yield whole
+    if pending:
+        raise HostError(f"the kernel's listing ends inside a quoted comment: {pending[:200]!r}")
+
+
+def parse_save(text: str) -> Dict[str, Table]:
+    """What ``iptables-save`` printed, by table."""
+    tables: Dict[str, Table] = {}
+    found: Dict[str, Tuple] = {}
+    for line in logical_lines(text):
+        if line.startswith("-A "):
+            chain, _, rule = line[3:].partition(" ")
+            found[chain][1].append(rule)
+        elif line.startswith(":"):
+            chain, policy = line[1:].split(" ")[:2]
+            found[chain] = (None if policy == "-" else policy, [])
+        elif line.startswith("*"):
+            found = {}
+            tables[line[1:].strip()] = found
+        elif line.startswith("#") and "is incompatible" in line:
+            raise HostError(
+                "the iptables programs cannot read what another program wrote into the kernel ({}); "
+                "nothing was planned on half the truth".format(line.lstrip("# "))
+            )
+    return {name: _frozen(table) for name, table in tables.items()}
+
+
+def parse_list(text: str) -> Table:
+    """What one or more ``iptables -S`` printed."""
+    found: Dict[str, Tuple] = {}
+    for line in logical_lines(text):
+        kind, _, rest = line.partition(" ")
+        chain, _, tail = rest.partition(" ")
+        if kind == "-A":
+            found[chain][1].append(tail)
+        elif kind == "-P":
+            found[chain] = (tail.split(" ")[0], [])
+        elif kind == "-N":
+            found[chain] = (None, [])
+    return _frozen(found)
+
+
+def _frozen(found: Dict[str, Tuple]) -> Table:
+    return {chain: Chain(policy, tuple(rules)) for chain, (policy, rules) in found.items()}
+
+
+def print_list(chain: str, state: Chain) -> str:
+    """The very text ``iptables -S CHAIN`` prints for this chain."""
+    head = f"-N {chain}" if state.policy is None else f"-P {chain} {state.policy}"
+    start = f"-A {chain}"
+    return "\n".join([head] + [start + " " + rule if rule else start for rule in state.rules]) + "\n"

@@ -1,0 +1,318 @@
+"""Text to rules: a stored file in iptables-restore syntax becomes tables, chains and rules with their line numbers.
+
+What counts as stored is what iptables-restore would end up with after loading the file at boot: a second section of
+a table replaces the first, ``-I`` puts a rule in front, ``-F`` drops what stood before it. A line whose effect a live
+update cannot honour is an error that names it. Harmless deviations that iptables-restore itself would not load
+(CRLF, blanks around a line, no newline at the end) are accepted with a warning, as the original script did.
+"""
+
+import re
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from _iptlive_model import BUILTIN, HostError, is_builtin
+from _iptlive_rules import Word, quotes_closed, words
+
+LONGEST_LINE = 10239  # iptables-restore reads no more and takes the remainder for another line
+LONGEST_NAME = 28
+
+_DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
+_COUNTERS = re.compile(r"\[\d+:\d+\][ \t]*")
+_CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t]+\[\d+:\d+\])?\Z")
+_COMMANDS = re.compile(r"(-[ADIRNPFXZECLS]|--(?:append|delete|insert|replace|new-chain|policy|flush|delete-chain"
+                       r"|zero|rename-chain|check|list|list-rules))(.*)\Z", re.DOTALL)  # fmt: skip
+_SHORT = {
+    "--append": "-A",
+    "--insert": "-I",
+    "--new-chain": "-N",
+    "--policy": "-P",
+    "--flush": "-F",
+    "--delete-chain": "-X",
+    "--zero": "-Z",
+}
+_FAMILY_WORDS = ("-4", "-6", "--ipv4", "--ipv6")
+
+
+class StoredRule(NamedTuple):
+    """One rule line; ``spec`` is its text without the command, the chain and counters."""
+
+    chain: str
+    spec: str
+    line: int
+    delete: bool = False
+    insert_at: Optional[int] = None
+
+
+class StoredChain(NamedTuple):
+    """A chain's declaration; ``policy`` is None where the file states none."""
+
+    policy: Optional[str]
+    line: int
+
+
+class StoredTable(NamedTuple):
+    line: int
+    chains: Dict[str, StoredChain]
+    rules: Tuple[StoredRule, ...]
+
+
+class StoredFile(NamedTuple):
+    family: str
+    path: str
+    tables: Dict[str, StoredTable]
+    warnings: Tuple[str, ...]
+
+
+def parse(family: str, path: str, data: bytes) -> StoredFile:
+    """Parse the bytes of a stored file; raises HostError naming path, line and cure."""
+    reader = _Reader(path)
+    text = data.decode("utf-8", "surrogateescape")
+    for number, line in enumerate(_lines(reader, text), 1):
+        reader.read(number, line)
+    reader.finish()
+    return StoredFile(family, path, reader.tables, tuple(reader.warnings))
+
+
+def _lines(reader: "_Reader", text: str) -> List[str]:
+    if not text.strip():
+        raise HostError(
+            f"{reader.path}: the file is empty: it must hold at least one table ('*filter' ... 'COMMIT'). Write one, "
+            "or take the "
+            "family out of 'families'"
+        )
+    if "\r\n" in text:
+        reader.warn("the lines end in CRLF")
+        text = text.replace("\r\n", "\n")
+    if not text.endswith("\n"):
+        reader.warn("the last line has no newline")
+        text += "\n"
+    return text.split("\n")[:-1]
+
+
+class _Section:
+    """The table being read."""
+
+    def __init__(self, name: str, line: int):
+        self.name = name
+        self.line = line
+        self.chains: Dict[str, StoredChain] = {}
+        self.rules: List[StoredRule] = []
+
+
+class _Reader:
+    """Takes the lines of one file in turn."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.tables: Dict[str, StoredTable] = {}
+        self.warnings: List[str] = []
+        self._section: Optional[_Section] = None
+        self._blanks: List[int] = []
+        self._number = 0
+
+    def warn(self, what: str) -> None:
+        self.warnings.append(f"{self.path}: {what}; iptables-restore itself may refuse such a file at boot")
+
+    def error(self, what: str) -> HostError:
+        return HostError(f"{self.path}, line {self._number}: {what}")
+
+    def read(self, number: int, raw: str) -> None:
+        self._number = number
+        self._check_bytes(raw)
+        line = raw.strip(" \t")
+        if self._refused_by_restore(raw, line):
+            self._blanks.append(number)
+        if not line:
+            return
+        marked = _DELETE.match(line)
+        if marked:
+            self._delete(line[marked.end() :])
+        elif line.startswith("*"):
+            self._open(line)
+        elif line.startswith(":"):
+            self._declare(line)
+        elif line == "COMMIT":
+            self._commit()
+        elif not line.startswith("#"):
+            self._command(line)
+
+    def finish(self) -> None:
+        if self._section:
+            raise self.error(
+                f"the table '{self._section.name}' opened at line {self._section.line} has no COMMIT: "
+                "iptables-restore would load nothing of it. "
+                "Add a line COMMIT at its end"
+            )
+        if not self.tables:
+            raise HostError(f"{self.path}: no table in the file: expected '*filter' ... 'COMMIT'")
+        if self._blanks:
+            self.warn(f"blanks around a line or in an empty one (line {_ranges(self._blanks)})")
+
+    @staticmethod
+    def _refused_by_restore(raw: str, line: str) -> bool:
+        if raw == line:
+            return False
+        return not line or line[0] in "#*:" or line == "COMMIT"
+
+    def _check_bytes(self, raw: str) -> None:
+        if len(raw) > LONGEST_LINE:
+            raise self.error(
+                f"the line is {len(raw)} characters long; iptables-restore reads at most {LONGEST_LINE}. "
+                "Split the rule, or put its addresses into an ipset"
+            )
+        if any(sign < " " and sign != "\t" for sign in raw):
+            raise self.error("the line holds a control character: this is not a text file of iptables rules")
+
+    def _open(self, line: str) -> None:
+        name = line[1:].strip()
+        if self._section:
+            raise self.error(
+                f"the table '{self._section.name}' opened at line {self._section.line} has no COMMIT before this "
+                "one. Add a line COMMIT above"
+            )
+        if not re.match(r"[\w-]+\Z", name):
+            raise self.error(f"malformed table header {line!r}: expected '*' and a table's name, like '*filter'")
+        if name not in BUILTIN:
+            raise self.error("unknown table '{}': iptables has {}".format(name, ", ".join(BUILTIN)))
+        earlier = self.tables.get(name)
+        if earlier:
+            self.warnings.append(
+                f"{self.path}: table '{name}' stands twice, at line {earlier.line} and line {self._number}: "
+                "iptables-restore flushes it at the second, so that "
+                "only the second counts. Join the two"
+            )
+        self._section = _Section(name, self._number)
+
+    def _inside(self) -> _Section:
+        if not self._section:
+            raise self.error("the line stands outside a table. Put it between '*filter' (or another table) and COMMIT")
+        return self._section
+
+    def _commit(self) -> None:
+        section = self._inside()
+        self.tables[section.name] = StoredTable(section.line, section.chains, tuple(section.rules))
+        self._section = None
+
+    def _declare(self, line: str) -> None:
+        section = self._inside()
+        found = _CHAIN.match(line)
+        name, policy = found.groups() if found else (None, None)
+        if not name or policy is None:
+            raise self.error(
+                f"malformed chain header {line!r}: expected ':CHAIN POLICY [0:0]', like ':INPUT ACCEPT [0:0]' or, "
+                "for a chain of your own, ':MYCHAIN - [0:0]'"
+            )
+        if re.match(r"\[\d+:\d+\]\Z", policy):
+            policy = self._policy_left_out(section, name)
+        self._new_chain(section, name, policy)
+
+    def _policy_left_out(self, section: _Section, name: str) -> str:
+        self.warn(f"line {self._number}: ':{name}' has counters but no policy")
+        return "-"
+
+    def _new_chain(self, section: _Section, name: str, policy: str) -> None:
+        if len(name) > LONGEST_NAME:
+            raise self.error(
+                f"the chain name '{name}' has {len(name)} characters; the kernel takes at most {LONGEST_NAME}"
+            )
+        earlier = section.chains.get(name)
+        if earlier:
+            raise self.error(f"chain '{name}' is declared already at line {earlier.line}. Remove one of the two")
+        section.chains[name] = StoredChain(self._policy(section, name, policy), self._number)
+
+    def _policy(self, section: _Section, name: str, policy: str) -> Optional[str]:
+        if policy == "-":
+            return None
+        if not is_builtin(section.name, name):
+            raise self.error(
+                f"chain '{name}' is not built in and cannot have the policy {policy}: write ':{name} - [0:0]'"
+            )
+        if policy not in ("ACCEPT", "DROP"):
+            raise self.error(f"unknown policy '{policy}' of chain '{name}': expected ACCEPT or DROP")
+        return policy
+
+    def _delete(self, rest: str) -> None:
+        if not rest or rest[0] in "*:#" or rest.split()[0] == "COMMIT":
+            raise self.error(
+                "#DELETE# stands before {}; it can only mark a rule ('#DELETE# -A CHAIN ...')".format(
+                    "a table, chain or COMMIT line" if rest else "nothing"
+                )
+            )
+        self._inside()
+        self._command(rest, delete=True)
+
+    def _command(self, line: str, delete: bool = False) -> None:
+        section = self._inside()
+        line = line[_COUNTERS.match(line).end() :] if _COUNTERS.match(line) else line
+        if not quotes_closed(line):
+            raise self.error("a double quote is opened and never closed; a quoted text cannot go on in the next line")
+        parts = words(line)
+        place = next((i for i, word in enumerate(parts) if _COMMANDS.match(word.value)), None)
+        if place is None:
+            raise self.error(f"no rule, chain, table or comment: {line[:80]!r}")
+        command, joined = _COMMANDS.match(parts[place].value).groups()
+        command = _SHORT.get(command, command)
+        arguments = ([Word(joined, 0, 0)] if joined else []) + parts[place + 1 :]
+        if command in ("-A", "-I"):
+            self._rule(section, line, parts[place], arguments, command == "-I", delete)
+        elif delete:
+            raise self.error(f"#DELETE# can only mark a rule ('#DELETE# -A CHAIN ...'), not '{command}'")
+        else:
+            self._other_command(section, command, [word.value for word in arguments])
+
+    def _rule(self, section: _Section, line: str, command: Word, arguments: List[Word], insert: bool, delete: bool):
+        if not arguments:
+            raise self.error(f"'{command.value}' names no chain")
+        chain, end, insert_at = arguments[0].value, arguments[0].end or command.end, None
+        if insert:
+            insert_at = 1
+            if len(arguments) > 1 and arguments[1].value.isdigit():
+                insert_at, end = int(arguments[1].value), arguments[1].end
+        if not is_builtin(section.name, chain) and chain not in section.chains:
+            raise self.error(
+                f"chain '{chain}' of table '{section.name}' is not declared. Add ':{chain} - [0:0]' below "
+                f"'*{section.name}'"
+            )
+        spec = " ".join(part for part in (line[: command.start].strip(), line[end:].strip()) if part)
+        section.rules.append(StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
+
+    def _other_command(self, section: _Section, command: str, arguments: List[str]) -> None:
+        if command == "-N" and len(arguments) == 1:
+            self._new_chain(section, arguments[0], "-")
+        elif command == "-P" and len(arguments) == 2:
+            self._set_policy(section, *arguments)
+        elif command == "-F" and len(arguments) < 2:
+            self._flush(section, arguments)
+        elif command == "-X" and len(arguments) < 2 and not section.rules and not section.chains:
+            pass  # at the start of a section there is no chain yet that it could delete
+        elif command == "-Z" and len(arguments) < 3:
+            pass  # a freshly loaded table counts from zero anyway
+        else:
+            raise self.error(
+                "'{}' tells how to get somewhere, not what is stored, and cannot be part of a live update. Remove the "
+                "line and write the rules that it leads to".format(" ".join([command] + arguments[:2]))
+            )
+
+    def _set_policy(self, section: _Section, chain: str, policy: str) -> None:
+        if not is_builtin(section.name, chain):
+            raise self.error(f"chain '{chain}' is not built in and cannot have a policy")
+        section.chains[chain] = StoredChain(self._policy(section, chain, policy), self._number)
+
+    def _flush(self, section: _Section, chains: List[str]) -> None:
+        gone = [rule for rule in section.rules if not rule.delete and (not chains or rule.chain == chains[0])]
+        if gone:
+            self.warnings.append(
+                f"{self.path}: line {self._number} ('-F') drops the rules stored above it (line "
+                f"{_ranges([rule.line for rule in gone])}), as iptables-restore would"
+            )
+            section.rules = [rule for rule in section.rules if rule not in gone]
+
+
+def _ranges(numbers: List[int]) -> str:
+    """[1, 2, 3, 7] as "1-3, 7"."""
+    runs: List[List[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,194 @@
+"""
+Bring the live iptables rules in line with the stored rules file, without ever flushing them
+============================================================================================
+
+Two descriptions of one firewall exist on a host: the **stored** one, a rules file in iptables-restore syntax, and the
+**kernel** one. Rules of the kernel that no stored line accounts for are **foreign**: somebody else's (Docker,
+Kubernetes, fail2ban), and never touched. This module finds the smallest set of deletes and inserts after which every
+stored rule stands in the kernel in stored order, puts each rule only where its neighbours prove that it belongs,
+commits that in verified transactions, and reads the kernel again.
+
+A rule is deleted when its line in the stored file is prefixed with ``#DELETE#``. A rule that is merely gone from the
+stored file is foreign from then on, and stays.
+
+Options may be given as arguments; an option that is not given is taken from pillar ``iptlive``:
+
+.. code-block:: yaml
+
+    iptlive:
+      families: [ipv4]
+      placement: refuse
+      chains:
+        IPv4/filter/FORWARD: {placement: before}
+
+families
+    Which families to manage. Default: ``[ipv4, ipv6]``.
+files
+    Per family a path, or a list of candidates of which exactly one must exist. Default: for ``ipv4``
+    ``/etc/iptables/rules.v4`` and ``/etc/sysconfig/iptables``, for ``ipv6`` ``/etc/iptables/rules.v6`` and
+    ``/etc/sysconfig/ip6tables``.
+backend
+    ``auto`` (what the host's ``iptables`` command is), ``nft`` or ``legacy``. Default: ``auto``.
+placement
+    Where rules go when foreign rules separate them from an anchor: ``refuse``; ``after``, right behind the anchor
+    above (where there is none above, in front of the one below); ``before``, the mirror image. Default: ``refuse``.
+reorder
+    ``True``: a stored rule that stands in the kernel in another order is moved (deleted and inserted in one
+    transaction) instead of refused. Default: ``False``.
+duplicates
+    ``refuse``, or ``allow``: identical stored rules are aligned as a sequence. Default: ``refuse``.
+policy
+    When a chain's policy differs: ``report`` (a warning), ``enforce`` (a change) or ``refuse``. Default: ``report``.
+chains
+    Overrides per chain of ``placement``, ``reorder``, ``duplicates`` and ``policy``, by keys like
+    ``IPv4/filter/FORWARD``.
+partial
+    ``False``: a refused chain means that nothing at all is changed on this host. ``True``: the other chains go ahead.
+    Default: ``False``.
+wait
+    Seconds to wait for the xtables lock and for a quiet ruleset. Default: ``10``.
+"""
+
+import contextlib
+
+import _iptlive_options as options_room
+import _iptlive_report as report
+import _iptlive_update as update
+import salt.utils.args
+from _iptlive_model import HostError, InputError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+__virtualname__ = "iptlive"
+
+PILLAR = "iptlive"
+PILLAR_ONLY = ("enabled",)
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def plan(**options):
+    """
+    Tell what :py:func:`apply` would change. Reads only: no rule, chain, table, counter or lock of the live
+    firewall is created or changed.
+
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns a dictionary:
+
+    status
+        ``in_sync``, ``changes`` or ``refused``. A refusal sets the job's return code to 1.
+    families
+        Per family the stored ``file``, and the ``backend`` and ``version`` of iptables.
+    changes
+        Per chain (``IPv4/filter/INPUT``) the steps in the order they would be taken: ``action`` (``create_chain``,
+        ``delete``, ``insert``, ``policy``), ``position`` (counted from 1, as the plain command would take it at that
+        moment), ``rule`` in the kernel's own spelling, ``line`` of the stored file. A moved rule shows as its delete
+        and its insert, both with ``moved``. Empty where a chain is refused and ``partial`` is false.
+    refusals
+        Per chain a list of ``reason``, ``rules``, ``lines``, ``message`` and ``hint``; where foreign rules stand in
+        the way also ``anchors`` and ``foreign``.
+    warnings
+        A list of sentences.
+
+    Raises ``SaltInvocationError`` for an unknown or ill-typed option, and ``CommandExecutionError`` for a stored file
+    that cannot be read or parsed or that iptables rejects, naming file, line and cure.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.plan
+        salt-call --local iptlive.plan families='[ipv4]' placement=before
+    """
+    with _salt_errors():
+        return _with_retcode(report.planned(update.survey(_options(options))))
+
+
+def apply(test=False, **options):
+    """
+    Bring the kernel's rules in line with the stored files.
+
+    Each table is changed in one transaction that is compared with the plan before it is committed; afterwards the
+    kernel is read again. When a later table fails, the earlier ones are taken back.
+
+    test
+        ``True``: change nothing, as :py:func:`plan`.
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns what :py:func:`plan` returns, and ``applied``: whether the kernel was changed. ``changes`` then holds what
+    was really done.
+
+    Raises what :py:func:`plan` raises, and ``CommandExecutionError`` where the kernel refused the update or was found
+    otherwise than planned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.apply test=True
+        salt '*' iptlive.apply
+    """
+    with _salt_errors():
+        if not test and not enabled():
+            raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
+        found = update.survey(_options(options))
+        answer = dict(report.planned(found), applied=False)
+        if test or not answer["changes"]:
+            return _with_retcode(answer)
+        try:
+            committed = update.commit(found)
+        except update.RefusedError as err:
+            answer.update(status="refused", changes={}, refusals=report.refused([(err.key, err.plan)]))
+            return _with_retcode(answer)
+        answer.update(applied=bool(committed), changes=report.done(committed))
+        return _with_retcode(answer)
+
+
+def enabled():
+    """
+    Tell whether iptlive may change this host: pillar ``iptlive:enabled``, true where it is not set.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.enabled
+    """
+    value = _pillar().get("enabled", True)
+    if not isinstance(value, bool):
+        raise SaltInvocationError(f"pillar iptlive:enabled: expected true or false, got {value!r}")
+    return value
+
+
+def _options(given):
+    settings = {name: value for name, value in _pillar().items() if name not in PILLAR_ONLY}
+    settings.update(salt.utils.args.clean_kwargs(**given))
+    return options_room.parse(settings)
+
+
+def _pillar():
+    settings = __pillar__.get(PILLAR) or {}
+    if not isinstance(settings, dict):
+        raise SaltInvocationError(f"pillar iptlive: expected a mapping of options, got {settings!r}")
+    return settings
+
+
+def _with_retcode(answer):
+    if answer["status"] == "refused":
+        __context__["retcode"] = 1
+    return answer
+
+
+@contextlib.contextmanager
+def _salt_errors():
+    """The private rooms know nothing of Salt; their two errors become Salt's here, at the border."""
+    try:
+        yield
+    except InputError as err:
+        raise SaltInvocationError(str(err)) from err
+    except HostError as err:
+        raise CommandExecutionError(report.plain(str(err))) from err

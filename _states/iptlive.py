@@ -1,0 +1,103 @@
+"""
+Keep the live iptables rules in line with the stored rules file
+===============================================================
+
+.. code-block:: yaml
+
+    firewall:
+      iptlive.managed:
+        - families: [ipv4]
+        - placement: before
+
+Foreign rules (Docker's, Kubernetes', fail2ban's: all that no stored line accounts for) are left alone; nothing is
+flushed, and a rule that is there already is not written again. All options of the execution module may be given;
+those that are not are taken from pillar ``iptlive``.
+"""
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+__virtualname__ = "iptlive"
+
+# What Salt's state compiler hands to a state function beside its own arguments.
+_COMPILER_WORDS = ("fun", "state", "order", "saltenv")
+
+
+def __virtual__():
+    if "iptlive.apply" in __salt__:
+        return __virtualname__
+    return False, "the execution module iptlive is not available"
+
+
+def managed(name, **options):
+    """
+    Bring the kernel's rules in line with the stored files.
+
+    name
+        A label; it has no influence.
+    options
+        Those of the execution module ``iptlive``, under the same names.
+
+    ``result`` is ``True`` when all was in sync or the update was applied and verified, ``None`` in test mode when
+    there are changes to make, ``False`` when the update was refused or failed. ``changes`` holds per chain what was
+    (in test mode: what would be) done. Refusals and their hints are in ``comment``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' state.single iptlive.managed firewall test=True
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if not __salt__["iptlive.enabled"]():
+        ret["comment"] = (
+            "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was read or changed."
+        )
+        return ret
+    given = {
+        word: value for word, value in options.items() if not word.startswith("__") and word not in _COMPILER_WORDS
+    }
+    try:
+        answer = __salt__["iptlive.apply"](test=__opts__["test"], **given)
+    except (CommandExecutionError, SaltInvocationError) as err:
+        ret.update(result=False, comment=str(err))
+        return ret
+    ret["changes"] = {chain: [_step(step) for step in steps] for chain, steps in answer["changes"].items()}
+    ret["comment"] = "\n".join([_summary(answer)] + _refusals(answer) + answer["warnings"])
+    if answer["status"] == "refused":
+        ret["result"] = False
+    elif answer["changes"] and __opts__["test"]:
+        ret["result"] = None
+    return ret
+
+
+def _step(step):
+    if step["action"] == "create_chain":
+        return "create the chain (line {})".format(step["line"])
+    if step["action"] == "policy":
+        return "policy {}, was {} (line {})".format(step["rule"], step["was"], step["line"])
+    what = "move: " if step.get("moved") else ""
+    return "{}{} {}: {} (line {})".format(what, step["action"], step["position"], step["rule"], step["line"])
+
+
+def _summary(answer):
+    count = sum(len(steps) for steps in answer["changes"].values())
+    files = " and ".join(family["file"] for family in answer["families"].values())
+    if answer["applied"]:
+        return f"{_changes(count)} made; the kernel is in sync with {files}."
+    if answer["status"] == "refused":
+        return "Refused; nothing was changed."
+    if count:
+        return f"{_changes(count)} to make to bring the kernel in sync with {files}."
+    return f"The kernel is in sync with {files}."
+
+
+def _changes(count):
+    return "{} change{}".format(count, "" if count == 1 else "s")
+
+
+def _refusals(answer):
+    return [
+        "{}. Cure: {}.".format(refusal["message"], refusal["hint"])
+        for refusals in answer["refusals"].values()
+        for refusal in refusals
+    ]
