@@ -189,7 +189,7 @@ class StandIn(_WithPeer):
         self.host.run(["ip", "link", "add", "docker0", "type", "bridge"])
         self.host.run(["ip", "address", "add", "172.17.0.1/16", "dev", "docker0"])
         self.host.run(["ip", "link", "set", "docker0", "up"])
-        self.host.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+        self.host.run(["tee", "/proc/sys/net/ipv4/ip_forward"], input="1")
 
     def publish(self, port):
         """Load the rules for one published port, and serve it."""

@@ -245,7 +245,8 @@ class Host:
         check
             raise ``CommandError`` unless it exits with 0
 
-        Execution modules are known after a state run or ``salt_call("saltutil.sync_all")``, as on any minion.
+        Our modules are known after ``salt_call("saltutil.sync_all")`` or a highstate, as on any minion; a plain
+        ``state.apply iptlive`` does not sync them.
         """
         config = SCRATCH + "/salt/minion"
         if self.run(["test", "-e", config], check=False).returncode:
