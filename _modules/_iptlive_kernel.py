@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
+from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, is_builtin
 from _iptlive_plan import ChainPlan, commands, removals
 from _iptlive_rules import parse_list, parse_save, print_list
 
@@ -189,16 +189,17 @@ def _nft_attempt(tools: Tools, table: str, before: Table, plans: Dict[str, Chain
     """
     present = {chain: before[chain] for chain in plans if chain in before}
     first = "".join(print_list(chain, state) for chain, state in present.items())
-    second = "".join(print_list(chain, plan.result) for chain, plan in plans.items())
-    longest = max(plans, key=lambda chain: len(print_list(chain, plans[chain].result)))
+    listings = {chain: _listing_inside(table, chain, before.get(chain), plan) for chain, plan in plans.items()}
+    second = "".join(listings.values())
+    longest = max(listings, key=lambda chain: len(listings[chain]))
     reader, writer = os.pipe()
     try:
         fcntl.fcntl(writer, F_SETPIPE_SZ, resource.getpagesize())
         hold_back = fcntl.fcntl(writer, F_GETPIPE_SZ) + STDIO_BUFFERS
-        padding = hold_back // len(print_list(longest, plans[longest].result)) + 1
+        padding = hold_back // len(listings[longest]) + 1
         lines = ["*" + table]
         lines += ["-S " + chain for chain in present]
-        lines += commands(table, plans, before)
+        lines += commands(table, plans)
         lines += ["-S " + chain for chain in plans] + ["-S " + longest] * padding + removals(plans) + ["COMMIT", ""]
         with _started(tools, "\n".join(lines), writer) as process:
             os.close(writer)
@@ -208,6 +209,12 @@ def _nft_attempt(tools: Tools, table: str, before: Table, plans: Dict[str, Chain
         os.close(reader)
         if writer >= 0:
             os.close(writer)
+
+
+def _listing_inside(table: str, chain: str, before: Optional[Chain], plan: ChainPlan) -> str:
+    """What ``-S`` prints after the edits and before the commit: by then iptables-nft shows no new policy."""
+    policy = before.policy if before else "ACCEPT" if is_builtin(table, chain) else None
+    return print_list(chain, plan.result._replace(policy=policy))
 
 
 @contextlib.contextmanager
@@ -300,7 +307,7 @@ def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wai
             plans = decide(current)
             if not plans:
                 return None
-            _say(process, "\n".join(commands(table, plans, current) + removals(plans) + ["COMMIT", ""]))
+            _say(process, "\n".join(commands(table, plans) + removals(plans) + ["COMMIT", ""]))
             process.stdin.close()
             return Attempt(_ended(process), current, plans)
         finally:

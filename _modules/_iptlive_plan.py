@@ -115,10 +115,11 @@ def _without(gone: Container[int], matched: Sequence[Optional[int]], rules: Sequ
     return [rules[at] for at in left], [None if at is None else renumbered[at] for at in matched]
 
 
-def commands(table: str, plans: Dict[str, ChainPlan], present: Container[str]) -> List[str]:
+def commands(table: str, plans: Dict[str, ChainPlan]) -> List[str]:
     """The plans as iptables-restore lines: new chains first, so that rules may jump to them; policies last."""
     # Declared this way a built-in chain that the kernel lacks comes to be, and one that it has is left as it is.
-    first = [f":{chain} - [0:0]" for chain in plans if is_builtin(table, chain) and chain not in present]
+    # Which of the two cannot be told from a listing: iptables-nft-save prints chains that nobody has made yet.
+    first = [f":{chain} - [0:0]" for chain in plans if is_builtin(table, chain)]
     middle, last = [], []
     for chain, plan in plans.items():
         for edit in plan.edits:
