@@ -170,7 +170,8 @@ def attempt(tools: Tools, table: str, before: Table, decide: Decide, wait: int) 
     """One verified transaction over the plans that ``decide`` makes; None where it finds nothing to do.
 
     The plan is compared with the chains as they are inside the transaction: StaleError is raised, and nothing
-    written, when they differ. ``decide`` may be called again with the table as it is under the lock (legacy), and may raise.
+    written, when they differ. ``decide`` may be called again with the table as it is under the lock (legacy), and may
+    raise.
     """
     plans = decide(before)
     if not plans:

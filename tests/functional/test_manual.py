@@ -96,9 +96,9 @@ def test_examples_through_the_execution_module(host):
     prepare(host)
     at_first = {family: rules_of(host, family) for family in PATHS}
     store(host, with_additions)
-    assert host.call("iptlive.plan").value["changes"] == {key: ADDED for key in KEYS.values()}
+    assert host.call("iptlive.plan").value["changes"] == dict.fromkeys(KEYS.values(), ADDED)
     done = host.call("iptlive.apply").value
-    assert (done["applied"], done["changes"]) == (True, {key: ADDED for key in KEYS.values()})
+    assert (done["applied"], done["changes"]) == (True, dict.fromkeys(KEYS.values(), ADDED))
     for family in PATHS:
         kept = [rule for rule in rules_of(host, family) if not is_new(rule)]
         assert kept == at_first[family]
@@ -109,7 +109,7 @@ def test_examples_through_the_execution_module(host):
     assert (again["status"], again["applied"], again["changes"]) == ("in_sync", False, {})
 
     store(host, with_deletions)
-    assert host.call("iptlive.plan").value["changes"] == {key: DELETED for key in KEYS.values()}
+    assert host.call("iptlive.plan").value["changes"] == dict.fromkeys(KEYS.values(), DELETED)
     host.call("iptlive.apply")
     assert {family: rules_of(host, family) for family in PATHS} == at_first
     assert host.call("iptlive.apply").value["status"] == "in_sync"
@@ -122,7 +122,7 @@ def test_examples_through_the_state(host):
     steps = ["{action} {position}: {rule} (line {line})".format(**step) for step in ADDED]
 
     planned = host.state(test=True).value
-    assert (planned["result"], planned["changes"]) == (None, {key: steps for key in KEYS.values()})
+    assert (planned["result"], planned["changes"]) == (None, dict.fromkeys(KEYS.values(), steps))
     assert {family: rules_of(host, family) for family in PATHS} == at_first
     done = host.state().value
     assert (done["result"], done["changes"]) == (True, planned["changes"])
@@ -131,7 +131,7 @@ def test_examples_through_the_state(host):
 
     store(host, with_deletions)
     steps = ["{action} {position}: {rule} (line {line})".format(**step) for step in DELETED]
-    assert host.state().value["changes"] == {key: steps for key in KEYS.values()}
+    assert host.state().value["changes"] == dict.fromkeys(KEYS.values(), steps)
     assert {family: rules_of(host, family) for family in PATHS} == at_first
     assert host.state(test=True).value["result"] is True
 
@@ -152,10 +152,10 @@ def test_examples_through_salt_call(hosts, backend):
 
     added = ["{action} {position}: {rule} (line {line})".format(**step) for step in ADDED]
     deleted = ["{action} {position}: {rule} (line {line})".format(**step) for step in DELETED]
-    assert state_apply("test=True") == (0, None, {key: added for key in KEYS.values()})
+    assert state_apply("test=True") == (0, None, dict.fromkeys(KEYS.values(), added))
     assert host.save("ipv4") == at_first
-    assert state_apply() == (0, True, {key: added for key in KEYS.values()})
+    assert state_apply() == (0, True, dict.fromkeys(KEYS.values(), added))
     assert state_apply() == (0, True, {})
     store(host, with_deletions)
-    assert state_apply() == (0, True, {key: deleted for key in KEYS.values()})
+    assert state_apply() == (0, True, dict.fromkeys(KEYS.values(), deleted))
     assert host.save("ipv4") == at_first
