@@ -4,7 +4,7 @@ Not a return to an old dump: what others have written since then stays. Rules th
 that it deleted come back between the neighbours they had, as far as those still stand there.
 """
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Container, List, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
 from _iptlive_model import Chain
@@ -18,7 +18,9 @@ class _Trace(NamedTuple):
     before: Optional[int]
 
 
-def plan_inverse(name: str, before: Optional[Chain], plan: ChainPlan, now: Optional[Chain]) -> ChainPlan:
+def plan_inverse(
+    name: str, before: Optional[Chain], plan: ChainPlan, now: Optional[Chain], placement: str = "refuse"
+) -> ChainPlan:
     """``before`` is the chain that ``plan`` was made for (None: it created it), ``now`` the chain as it is."""
     if now is None:
         return ChainPlan()
@@ -27,11 +29,9 @@ def plan_inverse(name: str, before: Optional[Chain], plan: ChainPlan, now: Optio
     place = align([rule.rule for rule in after], now.rules)
     ours = {at for rule, at in zip(after, place) if at is not None and rule.before is None}
     gone = [Edit("delete", at + 1, now.rules[at]) for at in sorted(ours)]
-    left = [at for at in range(len(now.rules)) if at not in ours]
-    renumbered = {at: index for index, at in enumerate(left)}
-    still = {rule.before: renumbered[at] for rule, at in zip(after, place) if at in renumbered}
-    lines, matched = _former(old, {rule.before for rule in after}, still)
-    placer = Placer(name, lines, matched, [now.rules[at] for at in left], "refuse")
+    left = [rule for at, rule in enumerate(now.rules) if at not in ours]
+    lines, matched = _former(old, {rule.before for rule in after}, left)
+    placer = Placer(name, lines, matched, left, placement)
     if placer.refusals:
         return ChainPlan(refusals=tuple(placer.refusals))
     edits = numbered(gone) + placer.edits + _policy_back(plan, now)
@@ -51,10 +51,14 @@ def _trace(old: Tuple[str, ...], edits: Tuple[Edit, ...]) -> List[_Trace]:
     return rules
 
 
-def _former(old: Tuple[str, ...], kept, still) -> Tuple[List[Line], List[Optional[int]]]:
-    """The former rules that should stand: those that still do, and those that the plan deleted (unmatched)."""
-    wanted = [index for index in range(len(old)) if index in still or index not in kept]
-    return [Line(old[index], index + 1) for index in wanted], [still.get(index) for index in wanted]
+def _former(old: Tuple[str, ...], kept: Container[int], left: List[str]):
+    """The former rules that should stand: those that do, and those that the plan deleted and that are not back yet.
+
+    A former rule that others have deleted since is theirs to delete: it does not come back.
+    """
+    place = align(old, left)
+    wanted = [index for index in range(len(old)) if place[index] is not None or index not in kept]
+    return [Line(old[index], index + 1) for index in wanted], [place[index] for index in wanted]
 
 
 def _policy_back(plan: ChainPlan, now: Chain) -> List[Edit]:

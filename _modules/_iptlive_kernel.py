@@ -21,7 +21,7 @@ from _iptlive_rules import parse_list, parse_save, print_list
 
 COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 LEGACY_TABLES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tables_names"}
-TIMEOUT = 120
+TIMEOUT = 60  # seconds for any one program; loading 50,000 rules takes half of it
 CAP_NET_ADMIN = 1 << 12
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has no names for them before Python 3.10
 STDIO_BUFFERS = 3 * 4096  # what the program's own output buffer may hold back, with room to spare
@@ -151,6 +151,27 @@ def _present(tools: Tools, names: Iterable[str]) -> List[str]:
     return [name for name in names if name in loaded]
 
 
+LOCK_REFUSAL = "holding the xtables lock"
+
+
+def is_lock_refusal(done: Done) -> bool:
+    return LOCK_REFUSAL in done.err
+
+
+def lock_holder() -> str:
+    """Who holds the xtables lock, as far as this namespace can tell: " (held by process 17, fail2ban)"."""
+    path = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
+    try:
+        inode = os.stat(path).st_ino
+        with open("/proc/locks", encoding="ascii") as locks:
+            found = [line.split() for line in locks if line.split()[5].endswith(f":{inode}")]
+        pid = found[0][4]
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return f" (held by process {pid}, {comm.read().strip()})"
+    except (OSError, IndexError):
+        return ""
+
+
 class StaleError(Exception):
     """The chains are not what the plan was made for; nothing was written."""
 
@@ -237,16 +258,16 @@ def _started(tools: Tools, text: str, stdout: int):
 def _release(process, reader: int, first: str, second: str) -> Done:
     """Compare what the program lists with what was planned; let it commit only if both are equal."""
     wanted = (first + second).encode("utf-8", "surrogateescape")
-    got = b""
-    while len(got) < len(wanted):
-        part = _read(reader, min(4096, len(wanted) - len(got)))
+    seen = 0
+    while seen < len(wanted):
+        part = _read(process, reader, min(4096, len(wanted) - seen))
         if not part:
             return _ended(process)
-        got += part
-        if not wanted.startswith(got):
+        if not wanted.startswith(part, seen):
             process.kill()
-            raise _difference(wanted, got, len(first.encode("utf-8", "surrogateescape")))
-    while _read(reader, 65536):
+            raise _difference(wanted, wanted[:seen] + part, len(first.encode("utf-8", "surrogateescape")))
+        seen += len(part)
+    while _read(process, reader, 65536):
         pass
     return _ended(process)
 
@@ -263,19 +284,23 @@ def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
     )
 
 
-def _read(reader: int, count: int) -> bytes:
+def _read(process, reader: int, count: int) -> bytes:
+    """What there is to read; nothing where the program has ended, or had to be ended because it hangs."""
     if not select.select([reader], [], [], TIMEOUT)[0]:
-        raise HostError(f"iptables-restore printed nothing for {TIMEOUT} seconds; it was ended")
+        process.kill()
     return os.read(reader, count)
 
 
 def _ended(process) -> Done:
+    """How the program ended. One that had to be killed may have committed: the caller reads the kernel anyway."""
     try:
         status = process.wait(TIMEOUT)
-    except subprocess.TimeoutExpired as err:
-        raise HostError(f"iptables-restore did not end within {TIMEOUT} seconds; it was ended") from err
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = process.wait()
     process.errors.seek(0)
-    return Done(status, "", process.errors.read().decode("utf-8", "surrogateescape"))
+    said = process.errors.read().decode("utf-8", "surrogateescape")
+    return Done(status, "", said or (f"it was ended by signal {-status}" if status < 0 else ""))
 
 
 def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wait: int) -> Optional[Attempt]:
@@ -329,7 +354,7 @@ def _listed_until(process, mark: str) -> Optional[str]:
     """What the program lists before the mark; None where it ended instead."""
     end, got = mark.encode(), b""
     while not (got == end or got.endswith(b"\n" + end)):
-        part = _read(process.stdout.fileno(), 65536)
+        part = _read(process, process.stdout.fileno(), 65536)
         if not part:
             return None
         got += part

@@ -1,6 +1,7 @@
 """The options: their names, types and defaults, the same in pillar, function and state."""
 
-from typing import Any, Dict, Mapping, NamedTuple, Tuple
+import re
+from typing import Any, Dict, Mapping, NamedTuple, Tuple, Union
 
 from _iptlive_model import BUILTIN, FAMILIES, InputError, chain_key
 from _iptlive_plan import Choices
@@ -29,6 +30,8 @@ class Options(NamedTuple):
     policy: str = "report"
     partial: bool = False
     wait: int = 10
+    confirm: int = 0
+    confirm_check: Union[str, Tuple[str, ...]] = "master"
 
     def choices(self, family: str, table: str, chain: str) -> Choices:
         """What holds for one chain: its own settings over the general ones."""
@@ -110,6 +113,16 @@ def _chain_options(name: str, key: str, settings: Any) -> Dict[str, Any]:
     return {option: _READERS[option](f"{name}: {key}: {option}", value) for option, value in settings.items()}
 
 
+def _confirm_check(name: str, value: Any) -> Union[str, Tuple[str, ...]]:
+    if value in ("master", "manual"):
+        return value
+    if not isinstance(value, (list, tuple)) or not value or not all(_ENDPOINT.match(str(each)) for each in value):
+        raise _wrong(name, value, "master, manual, or a list of endpoints written host:port")
+    return tuple(value)
+
+
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/]+):\d{1,5}\Z")
+
 _READERS = {
     "families": _families,
     "files": _files,
@@ -118,5 +131,7 @@ _READERS = {
     "reorder": _flag,
     "partial": _flag,
     "wait": _seconds,
+    "confirm": _seconds,
+    "confirm_check": _confirm_check,
 }
 _READERS.update({name: _word(*words) for name, words in _CHAIN_WORDS.items()})

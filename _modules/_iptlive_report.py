@@ -2,9 +2,11 @@
 
 from typing import Any, Dict, Iterable, List, Tuple
 
+from _iptlive_journal import Entry, Step, since_boot
 from _iptlive_model import FAMILIES, chain_key
 from _iptlive_plan import ChainPlan, Edit, Refusal
-from _iptlive_update import Committed, Survey
+from _iptlive_survey import Survey
+from _iptlive_update import TakenBack
 
 
 def planned(found: Survey) -> Dict[str, Any]:
@@ -38,13 +40,38 @@ def refused(plans: Iterable[Tuple[str, ChainPlan]]) -> Dict[str, List[Dict[str, 
     return {key: [_refusal(refusal) for refusal in plan.refusals] for key, plan in plans if plan.refusals}
 
 
-def done(committed: Iterable[Committed]) -> Dict[str, List[Dict[str, Any]]]:
+def done(steps: Iterable[Step]) -> Dict[str, List[Dict[str, Any]]]:
     """What was really carried out, in the order of the transactions."""
     return changed(
-        (chain_key(part.tools.family, part.table, chain), plan)
-        for part in committed
-        for chain, plan in part.plans.items()
+        (chain_key(step.family, step.table, chain), plan) for step in steps for chain, plan in step.plans.items()
     )
+
+
+def rolled_back(result: TakenBack) -> Dict[str, Any]:
+    """The result of ``rollback``."""
+    refusals = refused(result.plans)
+    changes = {} if refusals else changed(result.plans)
+    return {
+        "id": result.entry.id,
+        "status": "refused" if refusals else "changes" if changes else "in_sync",
+        "applied": result.done and bool(changes),
+        "changes": changes,
+        "refusals": refusals,
+    }
+
+
+def update(entry: Entry) -> Dict[str, Any]:
+    """An update of the journal, for those who wait for its outcome."""
+    left = 0 if entry.deadline is None else max(0, int(entry.deadline - since_boot()))
+    return {
+        "id": entry.id,
+        "state": "confirmed" if entry.state == "done" else entry.state,
+        "started": entry.started,
+        "reason": plain(entry.reason),
+        "seconds": entry.seconds,
+        "seconds_left": left,
+        "checks": list(entry.checks),
+    }
 
 
 def _edit(edit: Edit) -> Dict[str, Any]:

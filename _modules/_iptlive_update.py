@@ -1,256 +1,298 @@
-"""One host's update: read, canonicalise, plan, commit table by table, verify, or take it back."""
+"""One host's update from beginning to end: journalled, committed table by table, taken back when a later one fails.
+
+Whoever changes something holds the lock. Before each transaction the journal says what is about to be sent, so that
+after a kill at any point the next run can tell from the kernel what stands, and finish it or take it back.
+"""
 
 import logging
 import time
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
-import _iptlive_canon as canon
-import _iptlive_files as files
+import _iptlive_journal as journal
 import _iptlive_kernel as kernel
-import _iptlive_scratch as scratch_text
-from _iptlive_inverse import plan_inverse
-from _iptlive_model import COMMIT_ORDER, FAMILIES, Chain, HostError, Table, chain_key, is_builtin
+from _iptlive_journal import Entry, Step
+from _iptlive_model import COMMIT_ORDER, FAMILIES, HostError, InputError, chain_key
 from _iptlive_options import Options
-from _iptlive_plan import ChainPlan, StoredState, plan_chain
-from _iptlive_rules import print_list
+from _iptlive_plan import ChainPlan
+from _iptlive_survey import RefusedError, Survey, decider, survey
+from _iptlive_transaction import Transaction, ignore, inverse_plans, stands, take_back
 
 log = logging.getLogger(__name__)
 
-LEAST_WAIT = 1  # seconds; iptables-legacy-restore takes no fraction
-MOST_FAILURES = 3
+TAKE_BACK_SECONDS = 30  # for a quiet ruleset, whatever 'wait' says: a half update is worse than a late one
 
 
-class FamilyView(NamedTuple):
-    """One family as it was read: the stored file in the kernel's spelling, and its plans by table and chain."""
+class Guard(NamedTuple):
+    """Commit-confirmed: after so many seconds an update takes itself back unless confirmed (0: it stays)."""
 
-    tools: kernel.Tools
-    path: str
-    states: Dict[str, Dict[str, StoredState]]
-    plans: Dict[str, Dict[str, ChainPlan]]
-    warnings: Tuple[str, ...]
+    seconds: int = 0
+    checks: Tuple[str, ...] = ()
 
 
-class Survey(NamedTuple):
-    """What stands on the host against what is stored there."""
+class Applied(NamedTuple):
+    """What came of an update: the plans it began with, what was committed, and who stood in the way."""
 
-    options: Options
-    families: Tuple[FamilyView, ...]
-
-    def plans(self):
-        """Every chain's plan with its key, in the order of the files."""
-        for view in self.families:
-            for table, plans in view.plans.items():
-                for chain, plan in plans.items():
-                    yield chain_key(view.tools.family, table, chain), plan
-
-    def refused(self) -> bool:
-        return any(plan.refusals for _, plan in self.plans())
+    found: Survey
+    entry: Optional[Entry] = None
+    refused: Optional[Tuple[str, ChainPlan]] = None
+    notes: Tuple[str, ...] = ()
 
 
-class Committed(NamedTuple):
-    """One table's transaction: the chains it changed, as they were before, and the plans it carried out."""
+class TakenBack(NamedTuple):
+    """What came of a rollback: the update, the plans that undo it, and whether they were carried out."""
 
-    tools: kernel.Tools
-    table: str
-    before: Table
-    plans: Dict[str, ChainPlan]
-
-
-class RefusedError(Exception):
-    """A chain that was fit for its update when it was planned no longer is."""
-
-    def __init__(self, key: str, plan: ChainPlan):
-        super().__init__(key)
-        self.key = key
-        self.plan = plan
+    entry: Entry
+    plans: Tuple[Tuple[str, ChainPlan], ...]
+    done: bool
 
 
-def survey(options: Options) -> Survey:
-    """Read both sides and plan; nothing is written and no lock taken. Raises HostError."""
-    kernel.check_rights()
-    stored = [files.read(family, options.files[family]) for family in options.families]
-    tools = [kernel.find_tools(family, options.backend) for family in options.families]
-    for family in options.families:
-        kernel.check_family(family)
-    with canon.Scratch() as scratch:
-        views = [_view(options, scratch, *pair) for pair in zip(tools, stored)]
-    return Survey(options, tuple(views))
+UNGUARDED = Guard()
 
 
-def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored) -> FamilyView:
-    log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
-    live = kernel.read_tables(tools, stored.tables)
-    load, printed = canon.canonical(scratch, tools, stored, live)
-    states = scratch_text.states(load, stored, printed)
-    plans = {
-        table: {
-            chain: _plan(options, tools.family, table, chain, state, live.get(table, {}))
-            for chain, state in chains.items()
-        }
-        for table, chains in states.items()
-    }
-    return FamilyView(tools, stored.path, states, plans, stored.warnings)
+def apply(options: Options, guard: Guard = UNGUARDED, arm=None) -> Applied:
+    """Bring the host in line. ``arm`` starts the watchdog over an entry before anything is committed.
 
-
-def _plan(options: Options, family: str, table: str, chain: str, state: StoredState, live: Table) -> ChainPlan:
-    key = chain_key(family, table, chain)
-    plan = plan_chain(key, state, _live_chain(table, chain, live), options.choices(family, table, chain))
-    _log_plan(key, state, plan)
-    return plan
-
-
-def _live_chain(table: str, chain: str, live: Table) -> Optional[Chain]:
-    if chain not in live and is_builtin(table, chain):
-        return Chain("ACCEPT")  # what the kernel does while nobody has asked for the table
-    return live.get(chain)
-
-
-def _log_plan(key: str, state: StoredState, plan: ChainPlan) -> None:
-    for refusal in plan.refusals:
-        log.error("%s (%s)", refusal.message, refusal.hint)
-    for warning in plan.warnings:
-        log.warning("%s", warning)
-    if plan.edits:
-        log.info("For chain %s, all deletes are performed first", key)
-    for edit in plan.edits:
-        log.info("For chain %s, %s at position %s: '%s'", key, edit.action, edit.position, edit.rule)
-    if not plan.edits and not plan.refusals:
-        log.debug("For chain %s, all %d stored rules matched, no further checks needed", key, len(state.rules))
-
-
-def commit(found: Survey) -> List[Committed]:
-    """Carry out the plans, table by table in an order that is safe for traffic; all are taken back when one fails.
-
-    Raises HostError, or RefusedError where a chain has changed in a way that leaves no safe place any more.
+    Raises HostError; nothing of the update stands then, or the message says what does.
     """
-    deadline = time.monotonic() + found.options.wait
-    done: List[Committed] = []
+    with journal.lock(options.wait):
+        _refuse_while_pending()
+        notes = _undo_what_must_be()
+        found = survey(options)
+        interrupted = [entry for entry in journal.unfinished() if entry.state == "open"]
+        if found.refused() and not options.partial:
+            return Applied(found, notes=tuple(notes + [_taken_back_note(entry) for entry in interrupted]))
+        if not any(plan.edits for _, plan in found.plans()):
+            return Applied(found, notes=tuple(notes + [_completed_note(entry) for entry in interrupted]))
+        run = _Run(journal.new_entry(guard.seconds, guard.checks))
+        notes += [run.adopt(entry) for entry in interrupted]
+        return _carry_out(found, run, guard, arm, notes)
+
+
+def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, notes: List[str]) -> Applied:
+    if guard.seconds:
+        run.arm(found.options.wait, arm)
     try:
-        for view in found.families:
-            for table in sorted(view.plans, key=COMMIT_ORDER.index):
-                if any(plan.edits for plan in view.plans[table].values()):
-                    _commit_table(found.options, view, table, deadline, done)
+        _commit(found, run)
+        run.close("pending" if guard.seconds else "done")
     except (HostError, RefusedError) as err:
-        _take_back(done, found.options.wait, err)
+        log.warning("Taking the update back, because: %s", err)
+        _take_back(run, str(err))
+        if isinstance(err, RefusedError):
+            return Applied(found, refused=(err.key, err.plan), notes=tuple(notes))
         raise
-    return done
+    journal.prune()
+    return Applied(found, run.entry, notes=tuple(notes))
 
 
-def _commit_table(options: Options, view: FamilyView, table: str, deadline: float, done: List[Committed]) -> None:
-    family = view.tools.family
-
-    def decide(live: Table) -> Dict[str, ChainPlan]:
-        plans = {}
-        for chain, state in view.states[table].items():
-            plan = _plan(options, family, table, chain, state, live)
-            if plan.refusals and not options.partial:
-                raise RefusedError(chain_key(family, table, chain), plan)
-            if plan.edits:
-                plans[chain] = plan
-        return plans
-
-    _Transaction(view.tools, table, tuple(view.states[table]), decide, deadline).run(done)
+def _commit(found: Survey, run: "_Run") -> None:
+    deadline = time.monotonic() + found.options.wait
+    for view in found.families:
+        for table in sorted(view.plans, key=COMMIT_ORDER.index):
+            if any(plan.edits for plan in view.plans[table].values()):
+                decide = decider(found.options, view, table)
+                if not Transaction(view.tools, table, view.states[table], decide, deadline, run.record).run():
+                    run.forget_unsent()
 
 
-def _take_back(done: List[Committed], wait: int, why: Exception) -> None:
-    """Undo committed transactions by their inverse, the last one first."""
-    for committed in reversed(done):
-        name = f"{FAMILIES[committed.tools.family]}/{committed.table}"
-        log.warning("Taking back the update of %s, because: %s", name, why)
-        try:
-            _inverse(committed, time.monotonic() + max(wait, LEAST_WAIT)).run([])
-        except (HostError, RefusedError) as err:
-            raise HostError(f"{why}. And what was done in {name} could not be taken back: {err}") from err
+class _Run:
+    """The entry of the update being made; each change of it is on the disk before the next step."""
+
+    def __init__(self, entry: Entry):
+        self.entry = entry
+
+    def record(self, step: Step) -> None:
+        """A step is about to be sent (again), or was committed."""
+        self.save(steps=self._sent_before() + (step,))
+
+    def forget_unsent(self) -> None:
+        """The table turned out to need nothing any more."""
+        self.save(steps=self._sent_before())
+
+    def _sent_before(self) -> Tuple[Step, ...]:
+        steps = self.entry.steps
+        return steps[:-1] if steps and steps[-1].state == "sent" else steps
+
+    def adopt(self, entry: Entry) -> str:
+        """Go on with an interrupted update: what stands of it belongs to this one from now on."""
+        standing = _standing(entry)
+        self.save(steps=self.entry.steps + standing)
+        journal.save(entry._replace(state="continued", reason=f"interrupted; completed by {self.entry.id}"))
+        return (
+            f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; "
+            f"it is completed by this one"
+        )
+
+    def arm(self, wait: int, arm) -> None:
+        """Start the watchdog before anything is committed: it takes over whatever happens to us."""
+        self.save(deadline=journal.since_boot() + wait + TAKE_BACK_SECONDS + self.entry.seconds)
+        arm(self.entry)
+
+    def close(self, state: str, reason: str = "") -> None:
+        deadline = journal.since_boot() + self.entry.seconds if state == "pending" else None
+        self.save(state=state, reason=reason, deadline=deadline)
+
+    def save(self, **changes) -> None:
+        self.entry = self.entry._replace(**changes)
+        journal.save(self.entry)
 
 
-def _inverse(committed: Committed, deadline: float) -> "_Transaction":
-    def decide(live: Table) -> Dict[str, ChainPlan]:
-        plans = {}
-        for chain, plan in committed.plans.items():
-            key = chain_key(committed.tools.family, committed.table, chain)
-            inverse = plan_inverse(key, committed.before.get(chain), plan, live.get(chain))
-            if inverse.refusals:
-                raise RefusedError(key, inverse)
-            if inverse.edits:
-                plans[chain] = inverse
-        return plans
-
-    return _Transaction(committed.tools, committed.table, tuple(committed.plans), decide, deadline)
-
-
-class _Transaction(NamedTuple):
-    """One table's edits, planned again and sent again until they are through, or the time is up."""
-
-    tools: kernel.Tools
-    table: str
-    chains: Tuple[str, ...]
-    decide: kernel.Decide
-    deadline: float
-
-    def run(self, done: List[Committed]) -> None:
-        """Add to ``done`` what was committed, even where an error is raised."""
-        failures = 0
-        while self._once(done, failures) is None:
-            failures += 1
-            if time.monotonic() > self.deadline:
-                raise HostError(
-                    f"{self._name()}: other programs changed the chains during each of {failures} attempts; nothing "
-                    "of this table was "
-                    "changed. Try again, or set a larger 'wait'"
-                )
-            log.info("%s changed while the update was being made; planning again", self._name())
-
-    def _name(self) -> str:
-        return f"{FAMILIES[self.tools.family]}/{self.table}"
-
-    def _read(self) -> Table:
-        live = kernel.read_tables(self.tools, [self.table]).get(self.table, {})
-        return {chain: live[chain] for chain in self.chains if chain in live}
-
-    def _once(self, done: List[Committed], failures: int) -> Optional[bool]:
-        """True when the table is as it should be, None when it must be tried again."""
-        wait = max(LEAST_WAIT, int(self.deadline - time.monotonic()))
-        try:
-            sent = kernel.attempt(self.tools, self.table, self._read(), self.decide, wait)
-        except kernel.StaleError:
-            return None
-        if sent is None:
-            return True
-        committed = Committed(self.tools, self.table, sent.before, sent.plans)
-        now = self._read()
-        if sent.done.status and not _carried_out(committed, now):
-            return self._failed(sent, now, failures)
-        done.append(committed)
-        self._verify(committed, now)
-        log.info("Live update of %s completed", self._name())
-        return True
-
-    def _failed(self, sent: kernel.Attempt, now: Table, failures: int) -> None:
-        """An error exit that changed nothing: with rivals at work worth another try, else the program's last word."""
-        if failures >= MOST_FAILURES or now == {chain: sent.before[chain] for chain in now}:
+def _refuse_while_pending() -> None:
+    for entry in journal.unfinished():
+        left = entry.deadline - journal.since_boot() if entry.deadline is not None else 0
+        if left > 0:
             raise HostError(
-                f"{self._name()}: {self.tools.restore} exited with status {sent.done.status}: "
-                f"{kernel.message(sent.done.err)}. Nothing of this table was changed"
+                f"the update {entry.id} waits for its confirmation, {int(left)} seconds are left. Confirm it "
+                "(iptlive.confirm) or take it back (iptlive.rollback) first"
             )
 
-    def _verify(self, committed: Committed, now: Table) -> None:
-        if _carried_out(committed, now):
-            return
-        left = self.decide(now)
-        if left:
-            raise HostError(f"{self._name()}: the chains are not as planned after the commit. {_both(committed, now)}")
+
+def _undo_what_must_be() -> List[str]:
+    """Finish what an earlier run was taking back, or its watchdog should have."""
+    overdue = [entry for entry in journal.unfinished() if entry.state == "taking_back" or entry.deadline is not None]
+    return [_taken_back_note(entry) for entry in overdue]
 
 
-def _carried_out(committed: Committed, now: Table) -> bool:
-    return bool(committed.plans) and all(
-        now.get(chain) == (None if plan.removes_chain() else plan.result) for chain, plan in committed.plans.items()
-    )
+def _taken_back_note(entry: Entry) -> str:
+    standing = _standing(entry)
+    _take_back(_Run(entry), entry.reason or "it was interrupted")
+    return f"the update {entry.id} was interrupted; {_names(standing) or 'nothing'} of it stood and was taken back"
 
 
-def _both(committed: Committed, now: Table) -> str:
-    parts = []
-    for chain, plan in committed.plans.items():
-        if now.get(chain) != plan.result:
-            found = "no chain" if chain not in now else print_list(chain, now[chain]).strip()
-            parts.append(f"Planned:\n{print_list(chain, plan.result).strip()}\nFound:\n{found}")
-    return "\n".join(parts)
+def _completed_note(entry: Entry) -> str:
+    """Everything the stored files want stands: the update came through, only its last word did not."""
+    standing = _standing(entry)
+    journal.save(entry._replace(state="done", steps=standing, reason="interrupted after its last commit"))
+    return f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; all is in sync"
+
+
+def notices() -> List[str]:
+    """What the journal has to say to somebody who only looks."""
+    said = []
+    for entry in journal.unfinished():
+        left = entry.deadline - journal.since_boot() if entry.deadline is not None else 0
+        if left > 0:
+            said.append(f"the update {entry.id} waits for its confirmation, {int(left)} seconds are left")
+        else:
+            said.append(f"the update {entry.id} was interrupted; the next apply completes it or takes it back")
+    return said
+
+
+def _take_back(run: _Run, why: str) -> None:
+    """Undo what stands of an update, the last step first; goes on past what resists, and says so in its error."""
+    _write_down(run, state="taking_back", reason=why, steps=_standing(run.entry))
+    failures = []
+    for index, step in reversed(list(enumerate(run.entry.steps))):
+        try:
+            take_back(_tools(step), step, "after", time.monotonic() + TAKE_BACK_SECONDS, ignore)
+        except (HostError, RefusedError) as err:
+            failures.append(f"{_names([step])}: {err}")
+        else:
+            undone = step._replace(state="taken_back")
+            _write_down(run, steps=run.entry.steps[:index] + (undone,) + run.entry.steps[index + 1 :])
+    if failures:
+        raise HostError(f"{why}. And what was done could not be taken back: {'; '.join(failures)}")
+    _write_down(run, state="taken_back", deadline=None)
+
+
+def _write_down(run: _Run, **changes) -> None:
+    """Taking back must go on even when the disk is full: the next run looks at the kernel anyway."""
+    try:
+        run.save(**changes)
+    except HostError as err:
+        log.error("%s", err)
+
+
+def _standing(entry: Entry) -> Tuple[Step, ...]:
+    """The steps of an entry that are in the kernel."""
+    steps = [step for step in entry.steps if step.state != "taken_back"]
+    return tuple(step._replace(state="committed") for step in steps if stands(step, _live(step)))
+
+
+def _live(step: Step):
+    live = kernel.read_tables(_tools(step), [step.table]).get(step.table, {})
+    return {chain: live[chain] for chain in step.plans if chain in live}
+
+
+def _tools(step: Step) -> kernel.Tools:
+    return kernel.find_tools(step.family, step.backend)
+
+
+def _names(steps) -> str:
+    return ", ".join(f"{FAMILIES[step.family]}/{step.table}" for step in steps)
+
+
+def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", test: bool = False) -> TakenBack:
+    """Take the last update, or the named one, back by inverse delta; all of it or, where one chain refuses, nothing."""
+    with journal.lock(wait):
+        entry = _chosen(identifier)
+        plans = tuple(
+            (chain_key(step.family, step.table, chain), plan)
+            for step in reversed(_standing(entry))
+            for chain, plan in inverse_plans(step, _live(step), placement).items()
+        )
+        if test or any(plan.refusals for _, plan in plans):
+            return TakenBack(entry, plans, done=False)
+        run = _Run(entry)
+        _take_back(run, "rollback was asked for")
+        return TakenBack(run.entry, plans, done=True)
+
+
+def _chosen(identifier: Optional[str]) -> Entry:
+    if identifier is not None:
+        entry = journal.load(identifier)
+        if entry is None:
+            raise InputError(f"there is no update {identifier!r} in the journal")
+        if entry.boot != journal.boot_id() or entry.state in ("taken_back", "continued"):
+            raise InputError(f"the update {identifier} cannot be taken back: it is {_why_not(entry)}")
+        return entry
+    known = [entry for entry in journal.entries() if entry.boot == journal.boot_id()]
+    done = [entry for entry in known if entry.steps and entry.state in ("done",) + journal.UNFINISHED]
+    if not done:
+        raise InputError("there is no update to take back since this host was booted")
+    return done[-1]
+
+
+def _why_not(entry: Entry) -> str:
+    return "of an earlier boot" if entry.boot != journal.boot_id() else entry.state.replace("_", " ")
+
+
+def confirm(identifier: Optional[str], wait: int) -> Entry:
+    """The pending update stays."""
+    with journal.lock(wait):
+        waiting = [entry for entry in journal.unfinished() if entry.state == "pending"]
+        chosen = [entry for entry in waiting if identifier in (None, entry.id)]
+        if not chosen:
+            raise HostError(_nothing_pending(identifier))
+        run = _Run(chosen[-1])
+        run.close("done", "confirmed")
+        return run.entry
+
+
+def expire(identifier: str, why: str, wait: int) -> None:
+    """The deadline has passed: take the update back, unless it was settled while we waited for the lock."""
+    with journal.lock(wait):
+        entry = journal.load(identifier)
+        if entry and entry.state in journal.UNFINISHED:
+            _take_back(_Run(entry), why)
+
+
+def outcome(identifier: str) -> Entry:
+    """Wait until a guarded update is confirmed or taken back; raises HostError where nobody settles it."""
+    while True:
+        entry = journal.load(identifier)
+        if entry is None:
+            raise InputError(f"there is no update {identifier!r} in the journal")
+        if entry.state not in journal.UNFINISHED:
+            return entry
+        if journal.since_boot() > (entry.deadline or 0) + 2 * TAKE_BACK_SECONDS:
+            raise HostError(
+                f"the update {identifier} was neither confirmed nor taken back in time: its watchdog is gone. "
+                "Take it back with iptlive.rollback"
+            )
+        time.sleep(0.2)
+
+
+def _nothing_pending(identifier: Optional[str]) -> str:
+    known = [entry for entry in journal.entries() if identifier in (None, entry.id)]
+    last = f"; the last one, {known[-1].id}, is {known[-1].state.replace('_', ' ')}" if known else ""
+    return f"no update{' ' + identifier if identifier else ''} waits for a confirmation{last}"

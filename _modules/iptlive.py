@@ -47,13 +47,21 @@ partial
     Default: ``False``.
 wait
     Seconds to wait for the xtables lock and for a quiet ruleset. Default: ``10``.
+confirm
+    Seconds until an unconfirmed update takes itself back; ``0``: it stays. Default: ``0``.
+confirm_check
+    What confirms by itself: ``master``, a new connection to the master (where there is none, as ``manual``); a list
+    of ``host:port`` that must all be reachable; ``manual``, only :py:func:`confirm`. Default: ``master``.
 """
 
 import contextlib
 
+import _iptlive_journal as journal
 import _iptlive_options as options_room
 import _iptlive_report as report
+import _iptlive_survey as survey
 import _iptlive_update as update
+import _iptlive_watchdog as watchdog
 import salt.utils.args
 from _iptlive_model import HostError, InputError
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -104,7 +112,7 @@ def plan(**options):
         salt-call --local iptlive.plan families='[ipv4]' placement=before
     """
     with _salt_errors():
-        return _with_retcode(report.planned(update.survey(_options(options))))
+        return _with_retcode(_looked_at(_options(options)))
 
 
 def apply(test=False, **options):
@@ -119,8 +127,15 @@ def apply(test=False, **options):
     options
         See the module's description. What is not given is taken from pillar ``iptlive``.
 
-    Returns what :py:func:`plan` returns, and ``applied``: whether the kernel was changed. ``changes`` then holds what
-    was really done.
+    Returns what :py:func:`plan` returns, and:
+
+    applied
+        Whether the kernel was changed. ``changes`` then holds what was really done.
+    id
+        The update's name in the journal, where something was changed.
+    confirm
+        With ``confirm``: what became of the update, as :py:func:`outcome` returns it. Where somebody must confirm it
+        the state is ``pending``, and the call does not wait. One that was taken back sets the return code to 1.
 
     Raises what :py:func:`plan` raises, and ``CommandExecutionError`` where the kernel refused the update or was found
     otherwise than planned.
@@ -133,19 +148,147 @@ def apply(test=False, **options):
         salt '*' iptlive.apply
     """
     with _salt_errors():
-        if not test and not enabled():
+        settings = _options(options)
+        if test:
+            return _with_retcode(dict(_looked_at(settings), applied=False))
+        if not enabled():
             raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
-        found = update.survey(_options(options))
-        answer = dict(report.planned(found), applied=False)
-        if test or not answer["changes"]:
-            return _with_retcode(answer)
-        try:
-            committed = update.commit(found)
-        except update.RefusedError as err:
-            answer.update(status="refused", changes={}, refusals=report.refused([(err.key, err.plan)]))
-            return _with_retcode(answer)
-        answer.update(applied=bool(committed), changes=report.done(committed))
-        return _with_retcode(answer)
+        guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
+        return _with_retcode(_answer(update.apply(settings, guard, watchdog.arm)))
+
+
+def _looked_at(settings):
+    answer = report.planned(survey.survey(settings))
+    answer["warnings"] += update.notices()
+    return answer
+
+
+def _answer(applied):
+    answer = dict(report.planned(applied.found), applied=False)
+    answer["warnings"] += [report.plain(note) for note in applied.notes]
+    if applied.refused:
+        answer.update(status="refused", changes={}, refusals=report.refused([applied.refused]))
+    if applied.entry:
+        answer.update(applied=True, changes=report.done(applied.entry.steps), id=applied.entry.id)
+        if applied.entry.state == "pending":
+            answer["confirm"] = report.update(_settled(applied.entry))
+            if answer["confirm"]["state"] == "taken_back":
+                answer.update(applied=False, changes={})
+    return answer
+
+
+def _settled(entry):
+    """An update that confirms by itself is waited for; one that somebody must confirm is not."""
+    return update.outcome(entry.id) if entry.checks else entry
+
+
+def _checks(confirm_check):
+    """The endpoints whose answer confirms an update; none where somebody must confirm it."""
+    if confirm_check == "manual":
+        return ()
+    if confirm_check == "master":
+        return (_master(),) if _master() else ()
+    return confirm_check
+
+
+def _master():
+    if __opts__.get("file_client") == "local" or not __opts__.get("master_uri"):
+        return None  # salt-call --local and salt-ssh
+    return __opts__["master_uri"].split("://", 1)[1]
+
+
+def rollback(id=None, test=False, placement="refuse", wait=10):
+    """
+    Take an update back: what it inserted is deleted, what it deleted comes back between the neighbours it had.
+
+    It is undone by its inverse in the chains as they are now, not by restoring an old dump: rules that others have
+    added since then stay. All of it is taken back or, where one chain refuses, nothing.
+
+    id
+        Which update; the last one if left out. :py:func:`apply` returns it.
+    test
+        ``True``: change nothing, and tell what would be done.
+    placement
+        Where a deleted rule goes whose former neighbours are no longer adjacent: ``refuse``, ``after``, ``before``.
+    wait
+        Seconds to wait for another run of iptlive to end.
+
+    Returns ``id``, ``status`` (``changes``, ``refused``, or ``in_sync`` where nothing of it stands any more),
+    ``applied``, ``changes`` and ``refusals`` as :py:func:`apply` does.
+
+    Raises ``SaltInvocationError`` where there is no such update, ``CommandExecutionError`` where the kernel refused.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.rollback test=True
+        salt web1 iptlive.rollback 20260714-061500-123-4711
+    """
+    with _salt_errors():
+        choices = options_room.parse({"placement": placement, "wait": wait})
+        return _with_retcode(report.rolled_back(update.rollback(id, choices.wait, choices.placement, test)))
+
+
+def confirm(id=None):
+    """
+    Confirm the update that waits for it, so that it stays. Over salt-ssh this very call is the proof that a new
+    connection can be made.
+
+    id
+        Which update; the pending one if left out.
+
+    Returns the update: ``id``, ``state``, ``started``, ``reason``, ``seconds``, ``seconds_left`` and ``checks``.
+
+    Raises ``CommandExecutionError`` where no update waits, and says what became of the last one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-ssh web1 iptlive.confirm
+    """
+    with _salt_errors():
+        return report.update(update.confirm(id, options_room.Options().wait))
+
+
+def pending():
+    """
+    Tell which update waits for its confirmation.
+
+    Returns what :py:func:`confirm` returns, or an empty dictionary.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.pending
+    """
+    with _salt_errors():
+        waiting = [entry for entry in journal.unfinished() if entry.state == "pending"]
+        return report.update(waiting[-1]) if waiting else {}
+
+
+def outcome(id):
+    """
+    Wait until an update with ``confirm`` is confirmed or taken back. A taken back one sets the return code to 1.
+
+    id
+        Which update.
+
+    Returns what :py:func:`confirm` returns; ``state`` is ``confirmed`` or ``taken_back``, ``reason`` tells why.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 iptlive.outcome 20260714-061500-123-4711
+    """
+    with _salt_errors():
+        settled = report.update(update.outcome(id))
+        if settled["state"] != "confirmed":
+            __context__["retcode"] = 1
+        return settled
 
 
 def enabled():
@@ -178,7 +321,8 @@ def _pillar():
 
 
 def _with_retcode(answer):
-    if answer["status"] == "refused":
+    taken_back = answer.get("confirm", {}).get("state") == "taken_back"
+    if answer["status"] == "refused" or taken_back:
         __context__["retcode"] = 1
     return answer
 

@@ -37,6 +37,8 @@ def managed(name, **options):
     options
         Those of the execution module ``iptlive``, under the same names.
 
+    With ``confirm`` the state waits for the outcome; an update that was not confirmed is a failure that says so.
+
     ``result`` is ``True`` when all was in sync or the update was applied and verified, ``None`` in test mode when
     there are changes to make, ``False`` when the update was refused or failed. ``changes`` holds per chain what was
     (in test mode: what would be) done. Refusals and their hints are in ``comment``.
@@ -58,8 +60,13 @@ def managed(name, **options):
     }
     try:
         answer = __salt__["iptlive.apply"](test=__opts__["test"], **given)
+        if answer.get("confirm", {}).get("state") == "pending":
+            answer["confirm"] = __salt__["iptlive.outcome"](answer["id"])
     except (CommandExecutionError, SaltInvocationError) as err:
         ret.update(result=False, comment=str(err))
+        return ret
+    if answer.get("confirm", {}).get("state") == "taken_back":
+        ret.update(result=False, comment="rolled back: {reason} (update {id}).".format(**answer["confirm"]))
         return ret
     ret["changes"] = {chain: [_step(step) for step in steps] for chain, steps in answer["changes"].items()}
     ret["comment"] = "\n".join([_summary(answer)] + _refusals(answer) + answer["warnings"])

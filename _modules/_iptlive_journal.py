@@ -1,0 +1,209 @@
+"""What was planned, sent and committed, kept on disk so that whoever comes next knows it, whatever happened to us.
+
+Below ``/var/lib/iptlive`` (root only) each update has one JSON file, replaced atomically and flushed to the disk before
+the step that it announces is taken. The folder's lock lets one run at a time change anything.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from _iptlive_model import Chain, HostError, Table
+from _iptlive_plan import ChainPlan, Edit
+
+FOLDER = "/var/lib/iptlive"
+KEEP = 20
+
+# open: being made. pending: committed, unconfirmed. taking_back: being undone. The other states are final.
+UNFINISHED = ("open", "pending", "taking_back")
+
+
+class Step(NamedTuple):
+    """One table's transaction: the chains it changes, as they were before, and the plans it carries out."""
+
+    family: str
+    backend: str
+    table: str
+    before: Table
+    plans: Dict[str, ChainPlan]
+    state: str = "sent"  # sent (it may or may not have been committed), committed, taken_back
+
+
+class Entry(NamedTuple):
+    """One update; ``deadline`` counts in seconds since boot."""
+
+    id: str
+    state: str
+    boot: str
+    pid: int
+    started: str
+    steps: Tuple[Step, ...] = ()
+    seconds: int = 0
+    deadline: Optional[float] = None
+    checks: Tuple[str, ...] = ()
+    reason: str = ""
+
+
+def since_boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def new_entry(seconds: int, checks: Tuple[str, ...]) -> Entry:
+    """An entry for an update that begins now; the identifier sorts by time."""
+    now = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    return Entry(
+        id=f"{stamp}-{int(now * 1000) % 1000:03d}-{os.getpid()}",
+        state="open",
+        boot=boot_id(),
+        pid=os.getpid(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        seconds=seconds,
+        checks=checks,
+    )
+
+
+@contextlib.contextmanager
+def lock(wait: float) -> Iterator[None]:
+    """Only one run at a time may change anything; raises HostError naming the other one."""
+    _make_folder()
+    with open(os.path.join(FOLDER, "lock"), "a+", encoding="ascii") as file:
+        deadline = time.monotonic() + wait
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise HostError(
+                    f"another iptlive run (process {file.read().strip() or 'unknown'}) is changing this host; waited "
+                    f"{int(wait)} seconds. Try again when it has ended"
+                )
+            time.sleep(0.05)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _try_lock(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _make_folder() -> None:
+    try:
+        os.makedirs(_journal_folder(), mode=0o700, exist_ok=True)
+        os.chmod(FOLDER, 0o700)
+    except OSError as err:
+        raise _unwritable(err) from err
+
+
+def _journal_folder() -> str:
+    return os.path.join(FOLDER, "journal")
+
+
+def _unwritable(err: OSError) -> HostError:
+    return HostError(
+        f"the journal below {FOLDER} cannot be written ({err.strerror}), and no update is made without one. "
+        "Make room, or make the folder writable"
+    )
+
+
+def save(entry: Entry) -> None:
+    """Replace the entry's file; after the return it is on the disk. Raises HostError."""
+    path = os.path.join(_journal_folder(), entry.id + ".json")
+    try:
+        with open(path + ".new", "w", encoding="ascii", opener=_private) as file:
+            json.dump(_to_json(entry), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".new", path)
+        folder = os.open(_journal_folder(), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as err:
+        raise _unwritable(err) from err
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def load(identifier: str) -> Optional[Entry]:
+    """The entry, or None."""
+    if os.path.basename(identifier) != identifier:
+        return None
+    try:
+        with open(os.path.join(_journal_folder(), identifier + ".json"), encoding="ascii") as file:
+            return _from_json(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise HostError(f"the journal entry {identifier} below {FOLDER} cannot be read: {err}. Move it away") from err
+
+
+def entries() -> List[Entry]:
+    """All entries, the oldest first."""
+    try:
+        names = sorted(os.listdir(_journal_folder()))
+    except FileNotFoundError:
+        return []
+    except OSError as err:
+        raise HostError(f"the journal below {FOLDER} cannot be read: {err.strerror}") from err
+    found = [load(name[: -len(".json")]) for name in names if name.endswith(".json")]
+    return [entry for entry in found if entry]
+
+
+def unfinished() -> List[Entry]:
+    """The entries of this boot that are not in a final state; with a reboot all of the kernel's rules are gone."""
+    return [entry for entry in entries() if entry.state in UNFINISHED and entry.boot == boot_id()]
+
+
+def prune() -> None:
+    """Forget the oldest entries; unfinished ones of this boot are kept."""
+    kept = {entry.id for entry in unfinished()}
+    for entry in entries()[:-KEEP]:
+        if entry.id not in kept:
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(_journal_folder(), entry.id + ".json"))
+
+
+def _to_json(entry: Entry) -> Dict[str, Any]:
+    return dict(entry._asdict(), steps=[_step_to_json(step) for step in entry.steps])
+
+
+def _step_to_json(step: Step) -> Dict[str, Any]:
+    return dict(
+        step._asdict(),
+        plans={chain: {"edits": plan.edits, "result": plan.result} for chain, plan in step.plans.items()},
+    )
+
+
+def _from_json(data: Dict[str, Any]) -> Entry:
+    data["steps"] = tuple(_step_from_json(step) for step in data["steps"])
+    data["checks"] = tuple(data["checks"])
+    return Entry(**data)
+
+
+def _step_from_json(data: Dict[str, Any]) -> Step:
+    data["before"] = {chain: _chain(state) for chain, state in data["before"].items()}
+    data["plans"] = {
+        chain: ChainPlan(edits=tuple(Edit(*edit) for edit in plan["edits"]), result=_chain(plan["result"]))
+        for chain, plan in data["plans"].items()
+    }
+    return Step(**data)
+
+
+def _chain(state: List[Any]) -> Chain:
+    return Chain(state[0], tuple(state[1]))

@@ -1,0 +1,119 @@
+"""Both sides of one host, read and planned: what is stored, what the kernel holds, what to do about it."""
+
+import logging
+from typing import Dict, NamedTuple, Optional, Tuple
+
+import _iptlive_canon as canon
+import _iptlive_files as files
+import _iptlive_kernel as kernel
+import _iptlive_scratch as scratch_text
+from _iptlive_model import FAMILIES, Chain, Table, chain_key, is_builtin
+from _iptlive_options import Options
+from _iptlive_plan import ChainPlan, StoredState, plan_chain
+
+log = logging.getLogger(__name__)
+
+
+class FamilyView(NamedTuple):
+    """One family as it was read: the stored file in the kernel's spelling, and its plans by table and chain."""
+
+    tools: kernel.Tools
+    path: str
+    states: Dict[str, Dict[str, StoredState]]
+    plans: Dict[str, Dict[str, ChainPlan]]
+    warnings: Tuple[str, ...]
+
+
+class Survey(NamedTuple):
+    """What stands on the host against what is stored there."""
+
+    options: Options
+    families: Tuple[FamilyView, ...]
+
+    def plans(self):
+        """Every chain's plan with its key, in the order of the files."""
+        for view in self.families:
+            for table, plans in view.plans.items():
+                for chain, plan in plans.items():
+                    yield chain_key(view.tools.family, table, chain), plan
+
+    def refused(self) -> bool:
+        return any(plan.refusals for _, plan in self.plans())
+
+
+class RefusedError(Exception):
+    """A chain that was fit for its update when it was planned no longer is."""
+
+    def __init__(self, key: str, plan: ChainPlan):
+        super().__init__("; ".join(refusal.message for refusal in plan.refusals))
+        self.key = key
+        self.plan = plan
+
+
+def survey(options: Options) -> Survey:
+    """Read both sides and plan; nothing is written and no lock taken. Raises HostError."""
+    kernel.check_rights()
+    stored = [files.read(family, options.files[family]) for family in options.families]
+    tools = [kernel.find_tools(family, options.backend) for family in options.families]
+    for family in options.families:
+        kernel.check_family(family)
+    with canon.Scratch() as scratch:
+        views = [_view(options, scratch, *pair) for pair in zip(tools, stored)]
+    return Survey(options, tuple(views))
+
+
+def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored) -> FamilyView:
+    log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
+    live = kernel.read_tables(tools, stored.tables)
+    load, printed = canon.canonical(scratch, tools, stored, live)
+    states = scratch_text.states(load, stored, printed)
+    plans = {
+        table: {
+            chain: _plan(options, tools.family, table, chain, state, live.get(table, {}))
+            for chain, state in chains.items()
+        }
+        for table, chains in states.items()
+    }
+    return FamilyView(tools, stored.path, states, plans, stored.warnings)
+
+
+def _plan(options: Options, family: str, table: str, chain: str, state: StoredState, live: Table) -> ChainPlan:
+    key = chain_key(family, table, chain)
+    plan = plan_chain(key, state, _live_chain(table, chain, live), options.choices(family, table, chain))
+    _log_plan(key, state, plan)
+    return plan
+
+
+def _live_chain(table: str, chain: str, live: Table) -> Optional[Chain]:
+    if chain not in live and is_builtin(table, chain):
+        return Chain("ACCEPT")  # what the kernel does while nobody has asked for the table
+    return live.get(chain)
+
+
+def _log_plan(key: str, state: StoredState, plan: ChainPlan) -> None:
+    for refusal in plan.refusals:
+        log.error("%s (%s)", refusal.message, refusal.hint)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    if plan.edits:
+        log.info("For chain %s, all deletes are performed first", key)
+    for edit in plan.edits:
+        log.info("For chain %s, %s at position %s: '%s'", key, edit.action, edit.position, edit.rule)
+    if not plan.edits and not plan.refusals:
+        log.debug("For chain %s, all %d stored rules matched, no further checks needed", key, len(state.rules))
+
+
+def decider(options: Options, view: FamilyView, table: str):
+    """What a transaction asks with the table as it finds it: the plans of the chains that need one."""
+
+    def decide(live: Table) -> Dict[str, ChainPlan]:
+        plans = {}
+        for chain, state in view.states[table].items():
+            plan = _plan(options, view.tools.family, table, chain, state, live)
+            if plan.refusals and not options.partial:
+                raise RefusedError(chain_key(view.tools.family, table, chain), plan)
+            if plan.edits:
+                plans[chain] = plan
+        return plans
+
+    return decide

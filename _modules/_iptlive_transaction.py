@@ -1,0 +1,197 @@
+"""One table's update until it is through: planned, sent, verified, and tried again when rivals were quicker."""
+
+import logging
+import time
+from typing import Callable, Dict, Optional
+
+import _iptlive_kernel as kernel
+from _iptlive_align import align
+from _iptlive_inverse import plan_inverse
+from _iptlive_journal import Step
+from _iptlive_model import FAMILIES, Chain, HostError, Table, chain_key
+from _iptlive_plan import ChainPlan
+from _iptlive_rules import print_list
+from _iptlive_survey import RefusedError
+
+log = logging.getLogger(__name__)
+
+LEAST_WAIT = 1  # seconds; iptables-legacy-restore takes no fraction
+MOST_FAILURES = 3
+
+Record = Callable[[Step], None]
+
+
+def ignore(step: Step) -> None:
+    """A record for those who keep none."""
+
+
+class Transaction:
+    """The edits that ``decide`` finds for some chains of one table.
+
+    ``record`` is told of a step before it is sent and once it is known to be committed.
+    """
+
+    def __init__(self, tools: kernel.Tools, table: str, chains, decide: kernel.Decide, deadline: float, record: Record):
+        self._tools = tools
+        self._table = table
+        self._chains = tuple(chains)
+        self._decide = decide
+        self._deadline = deadline
+        self._record = record
+        self._name = f"{FAMILIES[tools.family]}/{table}"
+
+    def run(self) -> Optional[Step]:
+        """What was committed and verified; None where there was nothing to do.
+
+        Raises HostError, or RefusedError where a chain no longer has a safe place. What the record was told of may
+        have been committed all the same.
+        """
+        tries = failures = 0
+        while True:
+            tries += 1
+            try:
+                return self._once()
+            except kernel.StaleError as err:
+                log.info("%s changed while the update was being made; planning again", self._name)
+                if time.monotonic() > self._deadline:
+                    raise HostError(
+                        f"{self._name}: other programs changed the chains during each of {tries} attempts; nothing of "
+                        "this table was changed. Try again, or set a larger 'wait'"
+                    ) from err
+            except _ExitError as err:
+                failures += 1
+                if failures == MOST_FAILURES or err.done.status < 0 or kernel.is_lock_refusal(err.done):
+                    raise self._refusal(err.done) from err
+
+    def _once(self) -> Optional[Step]:
+        live = self._read()
+        sent = kernel.attempt(self._tools, self._table, live, self._announced, self._seconds_left())
+        if sent is None:
+            return None
+        step = self._step(sent.before, sent.plans)
+        now = self._read()
+        if not sent.plans or (sent.done.status and not stands(step, now)):
+            raise _ExitError(sent.done)
+        if sent.done.status:
+            log.warning("%s: the update was made, although the program said: %s", self._name, sent.done.err.strip())
+        step = step._replace(state="committed")
+        self._record(step)
+        self._verify(step, now)
+        log.info("Live update of %s completed", self._name)
+        return step
+
+    def _announced(self, live: Table) -> Dict[str, ChainPlan]:
+        plans = self._decide(live)
+        if plans:
+            self._record(self._step(live, plans))
+        return plans
+
+    def _step(self, live: Table, plans: Dict[str, ChainPlan]) -> Step:
+        before = {chain: live[chain] for chain in plans if chain in live}
+        return Step(self._tools.family, self._tools.backend, self._table, before, plans)
+
+    def _seconds_left(self) -> int:
+        return max(LEAST_WAIT, int(self._deadline - time.monotonic()))
+
+    def _read(self) -> Table:
+        live = kernel.read_tables(self._tools, [self._table]).get(self._table, {})
+        return {chain: live[chain] for chain in self._chains if chain in live}
+
+    def _refusal(self, done: kernel.Done) -> HostError:
+        what = f"{self._name}: {self._tools.restore} exited with status {done.status}: {kernel.message(done.err)}"
+        holder = kernel.lock_holder() if kernel.is_lock_refusal(done) else ""
+        return HostError(f"{what}{holder}. Nothing of this table was changed")
+
+    def _verify(self, step: Step, now: Table) -> None:
+        """Equal to the plan; or, where others have written since, nothing left to do and nothing slipped."""
+        if _equal(step, now):
+            return
+        if any(_slipped(plan, now.get(chain)) for chain, plan in step.plans.items()):
+            log.info("%s: another program appended a rule at the very moment of ours; taking ours back", self._name)
+            take_back(self._tools, step, "after", self._deadline, ignore)
+            raise kernel.StaleError
+        if self._decide(now):
+            raise HostError(f"{self._name}: the chains are not as planned after the commit. {_both(step, now)}")
+
+
+class _ExitError(Exception):
+    """The program failed, and nothing of its transaction stands."""
+
+    def __init__(self, done: kernel.Done):
+        super().__init__(done.err)
+        self.done = done
+
+
+def take_back(tools: kernel.Tools, step: Step, placement: str, deadline: float, record: Record) -> Optional[Step]:
+    """Undo a committed step by its inverse, anchored in the chains as they are now."""
+
+    def decide(live: Table) -> Dict[str, ChainPlan]:
+        plans = inverse_plans(step, live, placement)
+        for chain, plan in plans.items():
+            if plan.refusals:
+                raise RefusedError(chain_key(step.family, step.table, chain), plan)
+        return {chain: plan for chain, plan in plans.items() if plan.edits}
+
+    return Transaction(tools, step.table, step.plans, decide, deadline, record).run()
+
+
+def inverse_plans(step: Step, live: Table, placement: str) -> Dict[str, ChainPlan]:
+    """What takes the step back, by chain."""
+    return {
+        chain: plan_inverse(
+            chain_key(step.family, step.table, chain), step.before.get(chain), plan, live.get(chain), placement
+        )
+        for chain, plan in step.plans.items()
+    }
+
+
+def stands(step: Step, now: Table) -> bool:
+    """Whether a step that was sent is in the kernel, whatever others have written since: the nearer state decides."""
+    after = sum(_distance(_planned(plan), now.get(chain)) for chain, plan in step.plans.items())
+    before = sum(_distance(step.before.get(chain), now.get(chain)) for chain in step.plans)
+    return after < before
+
+
+def _planned(plan: ChainPlan) -> Optional[Chain]:
+    return None if plan.removes_chain() else plan.result
+
+
+def _distance(one: Optional[Chain], other: Optional[Chain]) -> int:
+    if one is None or other is None:
+        return 0 if one is other else 1 + len((one or other).rules)
+    matched = sum(index is not None for index in align(one.rules, other.rules))
+    return len(one.rules) + len(other.rules) - 2 * matched + (one.policy != other.policy)
+
+
+def _equal(step: Step, now: Table) -> bool:
+    return all(now.get(chain) == _planned(plan) for chain, plan in step.plans.items())
+
+
+def _slipped(plan: ChainPlan, now: Optional[Chain]) -> bool:
+    """Whether somebody's rule came between an anchor and what was put behind it at the chain's end.
+
+    A rule in the middle is bound to the rule that it stands before. One at the end is bound to nothing: on the nft
+    backend a rule appended by somebody else between our listing and our batch comes to stand above it.
+    """
+    rules = plan.result.rules if plan.result else ()
+    added = {edit.position for edit in plan.edits if edit.action == "insert"}
+    first = len(rules)
+    while first in added:
+        first -= 1
+    if now is None or first in (0, len(rules)):
+        return False
+    place = align(rules, now.rules)
+    above, ours = place[first - 1], place[first]
+    return above is not None and ours is not None and ours != above + 1
+
+
+def _both(step: Step, now: Table) -> str:
+    parts = []
+    for chain, plan in step.plans.items():
+        wanted = _planned(plan)
+        if now.get(chain) != wanted:
+            texts = [
+                "no chain" if state is None else print_list(chain, state).strip() for state in (wanted, now.get(chain))
+            ]
+            parts.append("Planned:\n{}\nFound:\n{}".format(*texts))
+    return "\n".join(parts)
