@@ -179,7 +179,6 @@ def delete(demo, at_first):
     demo.host.write(RULES_V4, DELETING)
     print(f"\n{RULES_V4} now has #DELETE# in front of the {len(NEW_RULES)} rules.", end="")
     result, changes = demo.apply()
-    demo.show("INPUT")
     done = result is True and positions(changes, "delete") == [4, 4, 7]
     demo.prove("deleted at 4, 4 and 7", done)
     demo.prove("the kernel's rules are again as at first", demo.kernel()[0] == at_first)

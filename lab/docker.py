@@ -199,7 +199,7 @@ class StandIn(_WithPeer):
         self.container.write("/run/www/index.html", GREETING)
         server = [sys.executable, "-I", "-m", "http.server", "--directory", "/run/www", "80"]
         self.container.popen(server, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 20
         while not self.reachable(port):
             if time.monotonic() > end:
                 raise RuntimeError("the stand-in for a container gives no answer")

@@ -100,6 +100,7 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
+            cwd="/",
             start_new_session=True,
         )
         # Control groups belong to the machine, whatever the namespace: the holder removes the ones below this name.
@@ -125,7 +126,9 @@ class Host:
 
     def argv(self, argv, namespaces=("net", "mount", "pid")):
         """The argument list that runs ``argv`` inside this host."""
-        return ["nsenter", "--target", self.pid] + ["--" + name for name in namespaces] + ["--"] + list(map(str, argv))
+        enter = ["nsenter", "--target", self.pid] + ["--" + name for name in namespaces]
+        # With the mounts, also the holder's root and working directory: they differ when this runs in a chroot.
+        return enter + (["--root", "--wd"] if "mount" in namespaces else []) + ["--"] + list(map(str, argv))
 
     def popen(self, argv, env=None, **options):
         """Start a long-running program in the host; it dies with the host at the latest."""
