@@ -17,7 +17,7 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 
 from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, is_builtin
 from _iptlive_plan import ChainPlan, commands, removals
-from _iptlive_rules import parse_list, parse_save, print_list
+from _iptlive_rules import parse_lists, parse_save, print_list
 
 COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 LEGACY_TABLES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tables_names"}
@@ -138,6 +138,31 @@ def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
             raise HostError(f"{tools.save}: {message(done.err)}")
         found.update(parse_save(done.out))
     return found
+
+
+def read_chains(tools: Tools, wanted: Dict[str, Sequence[str]]) -> Dict[str, Table]:
+    """The wanted chains of each table as the kernel holds them; what it does not have is left out.
+
+    On the nft backend only these chains are read, however many others there are: one run of iptables-nft-restore with
+    nothing but ``-S`` lines lists them, sends nothing, and creates nothing.
+    """
+    if tools.backend == "nft":
+        lines = [line for table, chains in wanted.items() for line in _listing_lines(table, chains)]
+        done = run([tools.restore, "--noflush"], "\n".join(lines + [""]))
+        if not done.status:
+            return _by_table(wanted, parse_lists(done.out))
+    # Legacy programs read whole tables anyway; and an nft one that fails does not tell which chain it lacks.
+    found = read_tables(tools, wanted)
+    return {table: {chain: found[table][chain] for chain in wanted[table] if chain in found[table]} for table in found}
+
+
+def _listing_lines(table: str, chains: Sequence[str]) -> List[str]:
+    return ["*" + table] + ["-S " + chain for chain in chains] + ["COMMIT"]
+
+
+def _by_table(wanted: Dict[str, Sequence[str]], listed) -> Dict[str, Table]:
+    listing = iter(listed)
+    return {table: dict(next(listing) for _ in chains) for table, chains in wanted.items()}
 
 
 def _present(tools: Tools, names: Iterable[str]) -> List[str]:
@@ -329,7 +354,7 @@ def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wai
             listed = _listed_until(process, f"-N {mark}\n")
             if listed is None:
                 return Attempt(_ended(process), before, {})
-            current = parse_list(listed)
+            current = dict(parse_lists(listed))
             plans = decide(current)
             if not plans:
                 return None

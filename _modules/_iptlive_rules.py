@@ -1,7 +1,7 @@
 """Text to rules: the words of one rule line, and what ``iptables-save`` and ``iptables -S`` print."""
 
 import re
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from _iptlive_model import Chain, HostError, Table
 
@@ -88,19 +88,17 @@ def parse_save(text: str) -> Dict[str, Table]:
     return {name: _frozen(table) for name, table in tables.items()}
 
 
-def parse_list(text: str) -> Table:
-    """What one or more ``iptables -S`` printed."""
-    found: Dict[str, Tuple] = {}
+def parse_lists(text: str) -> List[Tuple[str, Chain]]:
+    """What one or more ``iptables -S CHAIN`` printed, in that order: chains of two tables may share a name."""
+    found: List[Tuple[str, Optional[str], List[str]]] = []
     for line in logical_lines(text):
         kind, _, rest = line.partition(" ")
         chain, _, tail = rest.partition(" ")
         if kind == "-A":
-            found[chain][1].append(tail)
-        elif kind == "-P":
-            found[chain] = (tail.split(" ")[0], [])
-        elif kind == "-N":
-            found[chain] = (None, [])
-    return _frozen(found)
+            found[-1][2].append(tail)
+        elif kind in ("-P", "-N"):
+            found.append((chain, tail.split(" ")[0] or None, []))
+    return [(chain, Chain(policy, tuple(rules))) for chain, policy, rules in found]
 
 
 def _frozen(found: Dict[str, Tuple]) -> Table:

@@ -94,8 +94,7 @@ class Transaction:
         return max(LEAST_WAIT, int(self._deadline - time.monotonic()))
 
     def _read(self) -> Table:
-        live = kernel.read_tables(self._tools, [self._table]).get(self._table, {})
-        return {chain: live[chain] for chain in self._chains if chain in live}
+        return kernel.read_chains(self._tools, {self._table: self._chains}).get(self._table, {})
 
     def _refusal(self, done: kernel.Done) -> HostError:
         what = f"{self._name}: {self._tools.restore} exited with status {done.status}: {kernel.message(done.err)}"

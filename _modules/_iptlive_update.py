@@ -209,8 +209,7 @@ def _standing(entry: Entry) -> Tuple[Step, ...]:
 
 
 def _live(step: Step):
-    live = kernel.read_tables(_tools(step), [step.table]).get(step.table, {})
-    return {chain: live[chain] for chain in step.plans if chain in live}
+    return kernel.read_chains(_tools(step), {step.table: tuple(step.plans)}).get(step.table, {})
 
 
 def _tools(step: Step) -> kernel.Tools:
