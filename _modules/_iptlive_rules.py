@@ -5,8 +5,9 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from _iptlive_model import Chain, HostError, Table
 
-# iptables-restore knows the double quote and, inside it, the backslash; a single quote is a plain character.
-_WORD = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+', re.DOTALL)
+# iptables-restore knows the double quote and, inside it, the backslash; a single quote is a plain character, and a
+# closing quote ends the word.
+_WORD = re.compile(r'[^ \t\n"]*"(?:[^"\\]|\\.)*"|[^ \t\n"]+', re.DOTALL)
 _QUOTED_PART = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _COMPLETE = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*\Z', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)

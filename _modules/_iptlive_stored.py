@@ -18,8 +18,9 @@ LONGEST_NAME = 28
 _DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
 _COUNTERS = re.compile(r"\[\d+:\d+\][ \t]*")
 _CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t]+\[\d+:\d+\])?\Z")
+_NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _COMMANDS = re.compile(r"(-[ADIRNPFXZECLS]|--(?:append|delete|insert|replace|new-chain|policy|flush|delete-chain"
-                       r"|zero|rename-chain|check|list|list-rules))(.*)\Z", re.DOTALL)  # fmt: skip
+                       r"|zero|rename-chain|check|list|list-rules)(?![\w-])=?)(.*)\Z", re.DOTALL)  # fmt: skip
 _SHORT = {
     "--append": "-A",
     "--insert": "-I",
@@ -29,7 +30,6 @@ _SHORT = {
     "--delete-chain": "-X",
     "--zero": "-Z",
 }
-_FAMILY_WORDS = ("-4", "-6", "--ipv4", "--ipv6")
 
 
 class StoredRule(NamedTuple):
@@ -79,6 +79,9 @@ def _lines(reader: "_Reader", text: str) -> List[str]:
             "or take the "
             "family out of 'families'"
         )
+    if text.startswith("\ufeff"):
+        reader.warn("a byte order mark at its start")
+        text = text[1:]
     if "\r\n" in text:
         reader.warn("the lines end in CRLF")
         text = text.replace("\r\n", "\n")
@@ -151,7 +154,7 @@ class _Reader:
     def _refused_by_restore(raw: str, line: str) -> bool:
         if raw == line:
             return False
-        return not line or line[0] in "#*:" or line == "COMMIT"
+        return not line or line[0] in "#*:[" or line == "COMMIT"
 
     def _check_bytes(self, raw: str) -> None:
         if len(raw) > LONGEST_LINE:
@@ -250,6 +253,7 @@ class _Reader:
         if place is None:
             raise self.error(f"no rule, chain, table or comment: {line[:80]!r}")
         command, joined = _COMMANDS.match(parts[place].value).groups()
+        command = command.rstrip("=")
         command = _SHORT.get(command, command)
         arguments = ([Word(joined, 0, 0)] if joined else []) + parts[place + 1 :]
         if command in ("-A", "-I"):
@@ -265,7 +269,7 @@ class _Reader:
         chain, end, insert_at = arguments[0].value, arguments[0].end or command.end, None
         if insert:
             insert_at = 1
-            if len(arguments) > 1 and arguments[1].value.isdigit():
+            if len(arguments) > 1 and _NUMBER.match(arguments[1].value):
                 insert_at, end = int(arguments[1].value), arguments[1].end
         if not is_builtin(section.name, chain) and chain not in section.chains:
             raise self.error(
@@ -276,7 +280,7 @@ class _Reader:
         section.rules.append(StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
 
     def _other_command(self, section: _Section, command: str, arguments: List[str]) -> None:
-        if command == "-N" and len(arguments) == 1:
+        if command == "-N" and len(arguments) == 1 and not is_builtin(section.name, arguments[0]):
             self._new_chain(section, arguments[0], "-")
         elif command == "-P" and len(arguments) == 2:
             self._set_policy(section, *arguments)
