@@ -148,7 +148,7 @@ class _Reader:
         if not self.tables:
             raise HostError(f"{self.path}: no table in the file: expected '*filter' ... 'COMMIT'")
         if self._blanks:
-            self.warn(f"blanks around a line or in an empty one (line {_ranges(self._blanks)})")
+            self.warn(f"blanks around a line or in an empty one (line {ranges(self._blanks)})")
 
     @staticmethod
     def _refused_by_restore(raw: str, line: str) -> bool:
@@ -306,12 +306,12 @@ class _Reader:
         if gone:
             self.warnings.append(
                 f"{self.path}: line {self._number} ('-F') drops the rules stored above it (line "
-                f"{_ranges([rule.line for rule in gone])}), as iptables-restore would"
+                f"{ranges([rule.line for rule in gone])}), as iptables-restore would"
             )
             section.rules = [rule for rule in section.rules if rule not in gone]
 
 
-def _ranges(numbers: List[int]) -> str:
+def ranges(numbers: List[int]) -> str:
     """[1, 2, 3, 7] as "1-3, 7"."""
     runs: List[List[int]] = []
     for number in numbers:

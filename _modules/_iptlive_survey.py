@@ -15,10 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class FamilyView(NamedTuple):
-    """One family as it was read: the stored file in the kernel's spelling, and its plans by table and chain."""
+    """One family as it was read: the kernel's tables, the stored file in the kernel's spelling, and the plans."""
 
     tools: kernel.Tools
     path: str
+    live: Dict[str, Table]
     states: Dict[str, Dict[str, StoredState]]
     plans: Dict[str, Dict[str, ChainPlan]]
     warnings: Tuple[str, ...]
@@ -74,7 +75,7 @@ def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored)
         }
         for table, chains in states.items()
     }
-    return FamilyView(tools, stored.path, states, plans, stored.warnings)
+    return FamilyView(tools, stored.path, live, states, plans, stored.warnings)
 
 
 def _plan(options: Options, family: str, table: str, chain: str, state: StoredState, live: Table) -> ChainPlan:

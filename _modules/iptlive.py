@@ -57,7 +57,9 @@ confirm_check
 import contextlib
 
 import _iptlive_journal as journal
+import _iptlive_neighbours as neighbours
 import _iptlive_options as options_room
+import _iptlive_owners as owners
 import _iptlive_report as report
 import _iptlive_survey as survey
 import _iptlive_update as update
@@ -69,7 +71,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "iptlive"
 
 PILLAR = "iptlive"
-PILLAR_ONLY = ("enabled",)
+PILLAR_ONLY = ("enabled", "owners")
 
 
 def __virtual__():
@@ -97,9 +99,17 @@ def plan(**options):
         and its insert, both with ``moved``. Empty where a chain is refused and ``partial`` is false.
     refusals
         Per chain a list of ``reason``, ``rules``, ``lines``, ``message`` and ``hint``; where foreign rules stand in
-        the way also ``anchors`` and ``foreign``.
+        the way also ``anchors``, ``foreign`` and, as long a list, their ``owners``.
     warnings
         A list of sentences.
+    foreign
+        Per chain that the stored files name, how many rules of whom stand there that no stored line accounts for,
+        like ``{"docker": 6, "unknown": 1}``.
+    neighbours
+        Per changed chain pieces of the chain as it becomes, each from the stored rule above a group of changes to the
+        one below. Each entry has ``position`` and ``rule``, and ``line`` (stored) or ``owner`` (foreign); what comes
+        and goes has ``action`` too. Of many foreign rules in a row most are only counted: ``{"foreign": {...}}``.
+        The first hundred entries of a host are given.
 
     Raises ``SaltInvocationError`` for an unknown or ill-typed option, and ``CommandExecutionError`` for a stored file
     that cannot be read or parsed or that iptables rejects, naming file, line and cure.
@@ -158,9 +168,10 @@ def apply(test=False, **options):
 
 
 def _looked_at(settings):
-    answer = report.planned(survey.survey(settings))
+    found = survey.survey(settings)
+    answer = report.planned(found)
     answer["warnings"] += update.notices()
-    return answer
+    return neighbours.annotate(answer, found, _owners())
 
 
 def _answer(applied):
@@ -174,7 +185,7 @@ def _answer(applied):
             answer["confirm"] = report.update(_settled(applied.entry))
             if answer["confirm"]["state"] == "taken_back":
                 answer.update(applied=False, changes={})
-    return answer
+    return neighbours.annotate(answer, applied.found, _owners(), applied.entry.steps if applied.entry else ())
 
 
 def _settled(entry):
@@ -291,6 +302,38 @@ def outcome(id):
         return settled
 
 
+def foreign(**options):
+    """
+    List the kernel's rules that no stored line accounts for, and whose they are. Reads only.
+
+    All tables and chains of the kernel are looked at, also those that the stored files do not name. Owners are told
+    by chains, comments and interfaces; pillar ``iptlive:owners`` adds to what is known:
+
+    .. code-block:: yaml
+
+        iptlive:
+          owners:
+            docker: {interfaces: [mybridge]}
+            portal: {chains: ["PORTAL-*"], comments: ["portal: *"], interfaces: ["guest*"]}
+
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns a dictionary: per chain (``IPv4/filter/FORWARD``) a list of ``position``, ``rule`` and ``owner``
+    (``docker``, ``kubernetes``, ``fail2ban`` ..., ``unknown``).
+
+    Raises what :py:func:`plan` raises.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.foreign
+    """
+    with _salt_errors():
+        return neighbours.foreign(survey.survey(_options(options)), _owners())
+
+
 def enabled():
     """
     Tell whether iptlive may change this host: pillar ``iptlive:enabled``, true where it is not set.
@@ -311,6 +354,10 @@ def _options(given):
     settings = {name: value for name, value in _pillar().items() if name not in PILLAR_ONLY}
     settings.update(salt.utils.args.clean_kwargs(**given))
     return options_room.parse(settings)
+
+
+def _owners():
+    return owners.parse(_pillar().get("owners", {}))
 
 
 def _pillar():
