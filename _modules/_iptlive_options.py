@@ -74,7 +74,7 @@ def _seconds(name: str, value: Any) -> int:
 
 def _families(name: str, value: Any) -> Tuple[str, ...]:
     named = [value] if isinstance(value, str) else value
-    if not isinstance(named, (list, tuple)) or not named or any(family not in FAMILIES for family in named):
+    if not isinstance(named, (list, tuple)) or not named or any(family not in list(FAMILIES) for family in named):
         raise _wrong(name, value, "a list of ipv4 and ipv6")
     return tuple(family for family in FAMILIES if family in named)
 
