@@ -4,7 +4,7 @@ Not a return to an old dump: what others have written since then stays. Rules th
 that it deleted come back between the neighbours they had, as far as those still stand there.
 """
 
-from typing import Container, List, NamedTuple, Optional, Tuple
+from typing import Container, Dict, List, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
 from _iptlive_model import Chain
@@ -29,8 +29,11 @@ def plan_inverse(
     place = align([rule.rule for rule in after], now.rules)
     ours = {at for rule, at in zip(after, place) if at is not None and rule.before is None}
     gone = [Edit("delete", at + 1, now.rules[at]) for at in sorted(ours)]
-    left = [rule for at, rule in enumerate(now.rules) if at not in ours]
-    lines, matched = _former(old, {rule.before for rule in after}, left)
+    left = [at for at in range(len(now.rules)) if at not in ours]
+    renumbered = {at: index for index, at in enumerate(left)}
+    still = {rule.before: renumbered[at] for rule, at in zip(after, place) if at in renumbered}
+    left = [now.rules[at] for at in left]
+    lines, matched = _former(old, {rule.before for rule in after}, still, left)
     placer = Placer(name, lines, matched, left, placement)
     if placer.refusals:
         return ChainPlan(refusals=tuple(placer.refusals))
@@ -51,14 +54,20 @@ def _trace(old: Tuple[str, ...], edits: Tuple[Edit, ...]) -> List[_Trace]:
     return rules
 
 
-def _former(old: Tuple[str, ...], kept: Container[int], left: List[str]):
+def _former(old: Tuple[str, ...], kept: Container[int], still: Dict[int, int], left: List[str]):
     """The former rules that should stand: those that do, and those that the plan deleted and that are not back yet.
 
-    A former rule that others have deleted since is theirs to delete: it does not come back.
+    A former rule that others have deleted since is theirs to delete: it does not come back. ``still`` tells where the
+    former rules stand that the plan has left in place; a copy of a deleted one counts only between the same two.
     """
-    place = align(old, left)
-    wanted = [index for index in range(len(old)) if place[index] is not None or index not in kept]
-    return [Line(old[index], index + 1) for index in wanted], [place[index] for index in wanted]
+    place = dict(still)
+    fixed = [(-1, -1)] + sorted(still.items()) + [(len(old), len(left))]
+    for (above, start), (below, end) in zip(fixed, fixed[1:]):
+        run = [index for index in range(above + 1, below) if index not in kept]
+        back = align([old[index] for index in run], left[start + 1 : end]) if run else []
+        place.update({index: start + 1 + at for index, at in zip(run, back) if at is not None})
+    wanted = [index for index in range(len(old)) if index in place or index not in kept]
+    return [Line(old[index], index + 1) for index in wanted], [place.get(index) for index in wanted]
 
 
 def _policy_back(plan: ChainPlan, now: Chain) -> List[Edit]:

@@ -2,7 +2,7 @@
 
 import pytest
 from _iptlive_model import Chain, HostError
-from _iptlive_rules import parse_list, parse_save, print_list, quotes_closed, sets, targets, words
+from _iptlive_rules import parse_lists, parse_save, print_list, quotes_closed, sets, targets, words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,7 +75,8 @@ def test_what_is_saved_reads_back(values):
 @given(TABLES)
 def test_listing_reads_back(table):
     """Comments may hold anything, even a newline followed by what looks like a rule."""
-    assert parse_list("".join(print_list(chain, state) for chain, state in table.items())) == table
+    listing = "".join(print_list(chain, state) for chain, state in table.items())
+    assert parse_lists(listing) == list(table.items())
 
 
 @given(st.dictionaries(st.sampled_from(["filter", "nat", "raw"]), TABLES))

@@ -1,0 +1,104 @@
+"""Taking an update back: exactly what was done, and nothing that others have done since."""
+
+from _iptlive_inverse import plan_inverse
+from _iptlive_model import Chain
+from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from plan_model import carried_out, is_subsequence
+
+NAME = "IPv4/filter/INPUT"
+RULES = st.lists(st.sampled_from("abcdef"), max_size=6)
+DISTINCT = st.lists(st.sampled_from("abcdefghXYZ"), max_size=9, unique=True)
+POLICY = st.sampled_from(["ACCEPT", "DROP"])
+
+
+def carry_out(before, made):
+    """The chain after the plain commands; None where it was removed."""
+    edits = [edit for edit in made.edits if edit.action in ("insert", "delete")]
+    rules = carried_out(before.rules if before else (), edits)
+    policy = [edit.rule for edit in made.edits if edit.action == "policy"]
+    if any(edit.action == "delete_chain" for edit in made.edits):
+        assert rules == ()
+        return None
+    return Chain(policy[0] if policy else before.policy if before else None, rules)
+
+
+@st.composite
+def updates(draw, rules):
+    """A chain, and a plan that changes it."""
+    kernel = draw(st.one_of(st.none(), st.builds(Chain, POLICY, rules.map(tuple))))
+    lines = [Line(rule, number) for number, rule in enumerate(draw(rules), 1)]
+    deletes = [Line(rule, 50) for rule in draw(st.sets(st.sampled_from("abcX"))) if rule not in dict(lines)]
+    stored = StoredState(tuple(lines), tuple(deletes), draw(POLICY) if kernel else None, 1)
+    choices = Choices(draw(st.sampled_from(["refuse", "after", "before"])), draw(st.booleans()), "allow", "enforce")
+    made = plan_chain(NAME, stored, kernel, choices)
+    assume(made.edits)
+    return kernel, made
+
+
+@settings(max_examples=300)
+@given(updates(RULES))
+def test_back_to_what_was_there(update):
+    before, made = update
+    now = carry_out(before, made)
+    assert now == made.result
+    inverse = plan_inverse(NAME, before, made, now)
+    assert inverse.refusals == ()
+    assert carry_out(now, inverse) == before
+
+
+@settings(max_examples=500)
+@given(updates(DISTINCT), st.data())
+def test_what_others_did_since_stays(update, data):
+    """Others' new rules stay in their order, others' deletes stay deletes; our own rules go, the former come back."""
+    before, made = update
+    after = carry_out(before, made)
+    was = before.rules if before else ()
+    gone = data.draw(st.sets(st.sampled_from(after.rules or ("none",))))
+    now = [rule for rule in after.rules if rule not in gone]
+    for number in range(data.draw(st.integers(0, 3))):
+        now.insert(data.draw(st.integers(0, len(now))), f"other{number}")
+    inverse = plan_inverse(NAME, before, made, after._replace(rules=tuple(now)))
+    if inverse.refusals:
+        assert {refusal.reason for refusal in inverse.refusals} <= {"foreign_between", "no_anchor"}
+        assert not inverse.edits
+        assert any(rule.startswith("other") for rule in now) or set(after.rules) & gone
+        return
+    back = carry_out(after._replace(rules=tuple(now)), inverse)
+    assert_taken_back(back, was, made, now, gone)
+
+
+def assert_taken_back(back, was, made, now, gone):
+    rules = back.rules if back else ()
+    inserted = {edit.rule for edit in made.edits if edit.action == "insert"}
+    # A rule that was only moved and then deleted by somebody else: the plan had deleted it too, so it may come back.
+    moved = {edit.rule for edit in made.edits if edit.moved}
+    expected = [rule for rule in was if rule not in gone or rule in moved]
+    assert [rule for rule in rules if not rule.startswith("other")] == expected
+    assert is_subsequence([rule for rule in now if rule not in inserted], rules)
+
+
+def test_a_moved_copy_of_a_foreign_rule():
+    before = Chain("ACCEPT", ("b", "a", "a"))
+    made = plan_chain(NAME, StoredState((Line("a", 3), Line("b", 4))), before, Choices(reorder=True))
+    assert made.result.rules == ("a", "b", "a")
+    assert carry_out(made.result, plan_inverse(NAME, before, made, made.result)) == before
+
+
+def test_a_chain_that_vanished_is_left_alone():
+    made = plan_chain(NAME, StoredState((Line("a", 3),)), Chain("ACCEPT"), Choices())
+    assert plan_inverse(NAME, Chain("ACCEPT"), made, None).edits == ()
+
+
+def test_a_policy_that_others_changed_is_left_alone():
+    stored = StoredState((), policy="DROP", line=2)
+    made = plan_chain(NAME, stored, Chain("ACCEPT"), Choices(policy="enforce"))
+    assert [edit.action for edit in made.edits] == ["policy"]
+    assert plan_inverse(NAME, Chain("ACCEPT"), made, Chain("ACCEPT")).edits == ()
+
+
+def test_a_created_chain_that_others_use_stays():
+    made = plan_chain(NAME, StoredState((Line("a", 3),)), None, Choices())
+    inverse = plan_inverse(NAME, None, made, Chain(None, ("a", "other")))
+    assert [(edit.action, edit.position) for edit in inverse.edits] == [("delete", 1)]
