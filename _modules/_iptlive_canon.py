@@ -1,21 +1,52 @@
 """Stored rules in the kernel's own spelling: loaded into a throw-away network namespace and read back.
 
 Nothing of the live firewall is touched, and what the kernel would refuse is refused here, with the line's number.
+Where no such namespace can be made, and for rules that name an object of the live host, the rules are listed inside a
+restore that fails on purpose: the same text, without the kernel's opinion.
 """
 
+import contextlib
 import os
 import re
 import subprocess
 import tempfile
-from typing import Container, Dict, Iterable, List, Sequence, Set
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
-from _iptlive_kernel import Done, Tools, environment, message, run
-from _iptlive_model import HostError, Table
-from _iptlive_rules import parse_save, sets
-from _iptlive_scratch import Load, build
-from _iptlive_stored import StoredFile, StoredRule
+import _iptlive_hosts as hosts
+import _iptlive_references as references
+import _iptlive_scratch as texts
+from _iptlive_kernel import TIMEOUT, Done, Tools, environment, message, present, run
+from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
+from _iptlive_plan import StoredState
+from _iptlive_rules import logical_lines, parse_list, parse_save
+from _iptlive_scratch import Item, Texts
+from _iptlive_stored import StoredFile
 
 _ERROR_LINE = re.compile(r"(?:Error occurred at line: |^line |: line )(\d+)", re.MULTILINE)
+_CURES = (
+    (re.compile(r"Couldn't load match `([^']+)'"), "There is no match '{}' on this host: correct the name, or install the extension"),
+    (re.compile(r"Couldn't load target `([^']+)'"), "There is no target '{}' on this host: correct the name, or install the extension"),
+    (re.compile(r"host/network `([^']+)' not found"), "No address is known for '{}': correct it, or write the address"),
+    (re.compile(r"Extension (\S+) revision \d+ not supported"), "This kernel has no '{}': load or install its module"),
+)  # fmt: skip
+
+
+class Canonical(NamedTuple):
+    """The stored chains in the kernel's spelling, by table and chain."""
+
+    states: Dict[str, Dict[str, StoredState]]
+    warnings: Tuple[str, ...]
+
+
+def canonical(scratch: "Scratch", tools: Tools, stored: StoredFile, live: Dict[str, Table]) -> Canonical:
+    """Raises HostError naming file, line and the program's message for the first rule that is not accepted."""
+    resolved = hosts.resolve(stored)
+    stored = resolved.stored
+    host = references.Host(existing_sets, lambda name: scratch.is_target(tools, name))
+    found = references.check(stored, live, texts.items(stored), host)
+    spelled = scratch.spell(_Task(tools, stored, live), found.usable, found.sets)
+    spelling = texts.Spelling(spelled, found.refusals, resolved.lines)
+    return Canonical(texts.states(stored, spelling, live), tuple(resolved.warnings))
 
 
 def existing_sets() -> Set[str]:
@@ -26,104 +57,187 @@ def existing_sets() -> Set[str]:
     return set(done.out.split())
 
 
+class _Task(NamedTuple):
+    tools: Tools
+    stored: StoredFile
+    live: Dict[str, Table]
+
+
 class Scratch:
+    """A place where rules can be read without being in force; this one can only list and discard."""
+
+    kind = "dry run"
+
+    def __init__(self, folder: str):
+        self._folder = folder
+
+    def run(self, argv: Sequence[str], stdin: str = "") -> Done:
+        # A lock of its own: nothing is written, so nobody need wait, and we need not wait for anybody.
+        return run(self._prefix() + list(argv), stdin, os.path.join(self._folder, os.path.basename(argv[0])))
+
+    def _prefix(self) -> List[str]:
+        return []
+
+    def _bench(self, tools: Tools) -> str:
+        """A table that is there already: naming another one would create it (legacy)."""
+        there = present(tools, BUILTIN)
+        if not there:
+            raise HostError(
+                f"{FAMILIES[tools.family]}: the kernel has no table yet, and without a throw-away network namespace "
+                f"rules cannot be read without creating one. Create it: '{tools.command} -t filter -S'"
+            )
+        return there[0]
+
+    def is_target(self, tools: Tools, name: str) -> bool:
+        """Whether iptables has a target of that name: no chain may be called like one."""
+        text = f"*{self._bench(tools)}\n-N {name}\n-D {texts.NOWHERE} 1\nCOMMIT\n"
+        return "clash with target name" in self.run([tools.restore, "--noflush"], text).err
+
+    def spell(self, task: _Task, chosen: Sequence[Item], sets: Set[str]) -> Texts:
+        """What each of the rules becomes."""
+        return self._discarded(task, chosen)
+
+    def _discarded(self, task: _Task, chosen: Sequence[Item]) -> Texts:
+        if not chosen:
+            return {}
+        tools = task.tools
+        load = texts.to_discard(self._bench(tools), task.stored, task.live, chosen)
+        done = self.run([tools.restore, "--noflush"], load.text)
+        if not done.out.endswith("\n") or f"iptlive-line-{chosen[-1].index}" not in done.out:
+            raise self._refused(task, load, done, chosen)
+        return texts.became(load, [parse_list(done.out)[texts.BENCH].rules])
+
+    def _refused(self, task: _Task, load: texts.Load, done: Done, chosen: Sequence[Item]) -> HostError:
+        numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
+        item = next((load.origin[number] for number in numbers if number in load.origin), None)
+        return _refusal(task, item, done)
+
+
+class Namespace(Scratch):
     """A throw-away network namespace, held by a ``cat`` that ends with its standard input."""
 
-    def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="iptlive-")
+    kind = "namespace"
+    _unshare = ("unshare", "--net", "cat")
+
+    def __init__(self, folder: str):
+        super().__init__(folder)
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
+            self._unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
         )
         self._holder.stdin.write(b"\n")
         self._holder.stdin.flush()
         if not self._holder.stdout.read(1):
             refusal = self._holder.stderr.read().decode("utf-8", "replace")
             self.close()
-            raise HostError(f"no throw-away network namespace can be made here: {message(refusal)}")
-
-    def __enter__(self) -> "Scratch":
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        self.close()
+            raise HostError(message(refusal))
 
     def close(self) -> None:
-        self._holder.communicate()
-        self._folder.cleanup()
+        with contextlib.suppress(BrokenPipeError):
+            self._holder.communicate()
 
-    def run(self, argv: Sequence[str], stdin: str = "") -> Done:
-        lock = os.path.join(self._folder.name, os.path.basename(argv[0]))
-        return run(["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--"] + list(argv), stdin, lock)
+    def _prefix(self) -> List[str]:
+        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--"]
 
-    def make_sets(self, names: Iterable[str]) -> None:
+    def _bench(self, tools: Tools) -> str:
+        return "filter"
+
+    def spell(self, task: _Task, chosen: Sequence[Item], sets: Set[str]) -> Texts:
+        self._make_sets(sets)
+        with_object = [item for item in chosen if texts.names_object(item.rule.spec)]
+        others = [item for item in chosen if item not in with_object] if with_object else chosen
+        return {**self._committed(task, others), **self._discarded(task, with_object)}
+
+    def _make_sets(self, names: Iterable[str]) -> None:
         """Stubs: for a rule's text neither type nor content of a set matters."""
         stubs = "".join(f"create {name} hash:ip\n" for name in sorted(names))
-        done = self.run(["ipset", "restore", "-exist"], stubs)
+        if stubs:
+            done = self.run(["ipset", "restore", "-exist"], stubs)
+            if done.status:
+                raise HostError(f"ipset restore in the throw-away namespace: {message(done.err)}")
+
+    def _committed(self, task: _Task, chosen: Sequence[Item]) -> Texts:
+        load = texts.to_commit(task.stored, task.live, chosen)
+        done = self.run([task.tools.restore], load.text)
         if done.status:
-            raise HostError(f"ipset restore in the throw-away namespace: {message(done.err)}")
-
-    def load(self, tools: Tools, text: str) -> Done:
-        return self.run([tools.restore], text)
-
-    def listing(self, tools: Tools) -> Dict[str, Table]:
-        done = self.run([tools.save])
+            raise self._not_loaded(task, load, done, chosen)
+        done = self.run([task.tools.save])
         if done.status:
-            raise HostError(f"{tools.save}: {message(done.err)}")
-        return parse_save(done.out)
+            raise HostError(f"{task.tools.save}: {message(done.err)}")
+        return texts.became(load, [chain.rules for table in parse_save(done.out).values() for chain in table.values()])
+
+    def _not_loaded(self, task: _Task, load: texts.Load, done: Done, chosen: Sequence[Item]) -> HostError:
+        """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""
+        numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
+        if any(number in load.origin for number in numbers):
+            return self._refused(task, load, done, chosen)
+
+        def attempt(count: int) -> Done:
+            return self.run([task.tools.restore], texts.to_commit(task.stored, task.live, chosen[:count]).text)
+
+        if attempt(0).status:
+            return _refusal(task, None, done)
+        good, bad = 0, len(chosen)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            tried = attempt(middle)
+            if tried.status:
+                bad, done = middle, tried
+            else:
+                good = middle
+        return _refusal(task, chosen[bad - 1], done)
 
 
-def canonical(scratch: Scratch, tools: Tools, stored: StoredFile, live: Dict[str, Table]):
-    """The stored file's load and what it became in the throw-away namespace: (Load, listing).
+class UserNamespace(Namespace):
+    """The same without CAP_SYS_ADMIN: a user namespace comes first, in which every user keeps its number."""
 
-    Raises HostError naming file, line and the program's message for the first rule that is not accepted.
-    """
-    known_sets = _stored_sets(stored)
-    if known_sets:
-        scratch.make_sets(known_sets & existing_sets())
-    load = build(stored, live)
-    done = scratch.load(tools, load.text)
-    if done.status:
-        raise _refused(scratch, tools, stored, live, load, done)
-    return load, scratch.listing(tools)
+    kind = "user namespace"
+    _unshare = ("unshare", "--user", "--net", "cat")
 
+    def __init__(self, folder: str):
+        super().__init__(folder)
+        try:
+            for name in ("uid_map", "gid_map"):
+                with open(f"/proc/{self._holder.pid}/{name}", "w", encoding="ascii") as mapping:
+                    mapping.write("0 0 4294967295\n")
+            # Some distributions hand out user namespaces that may do nothing in them.
+            done = self.run(["ip", "link", "set", "lo", "up"])
+        except OSError as err:
+            self.close()
+            raise HostError(str(err)) from err
+        if done.status:
+            self.close()
+            raise HostError(message(done.err))
 
-def _stored_sets(stored: StoredFile) -> Set[str]:
-    return {name for table in stored.tables.values() for rule in table.rules for name in sets(rule.spec)}
-
-
-def _refused(scratch: Scratch, tools: Tools, stored: StoredFile, live, load: Load, done: Done) -> HostError:
-    numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
-    rule = next((load.origin[number] for number in numbers if number in load.origin), None)
-    if rule is None:
-        rule, done = _bisect(scratch, tools, stored, live, done)
-    where = f"{stored.path}, line {rule.line}" if rule else stored.path
-    what = f" the rule '-A {rule.chain} {rule.spec}'" if rule else " it"
-    return HostError(
-        f"{where}: {os.path.basename(tools.restore)} refuses{what}: {message(done.err)}. Correct the line; nothing "
-        "was changed"
-    )
+    def _prefix(self) -> List[str]:
+        spaces = f"/proc/{self._holder.pid}/ns"
+        return ["nsenter", f"--user={spaces}/user", f"--net={spaces}/net", "--"]
 
 
-def _bisect(scratch: Scratch, tools: Tools, stored: StoredFile, live, done: Done):
-    """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""
-    rules: List[StoredRule] = [rule for table in stored.tables.values() for rule in table.rules]
-    good, bad, answer = 0, len(rules), done
+@contextlib.contextmanager
+def open_scratch() -> Iterator[Scratch]:
+    """The best of the three that this host allows."""
+    with tempfile.TemporaryDirectory(prefix="iptlive-") as folder:
+        for kind in (Namespace, UserNamespace):
+            try:
+                scratch = kind(folder)
+            except (HostError, FileNotFoundError):
+                continue
+            try:
+                yield scratch
+            finally:
+                scratch.close()
+            return
+        yield Scratch(folder)
 
-    def attempt(count: int) -> Done:
-        chosen: Container[StoredRule] = set(rules[:count])
-        return scratch.load(tools, build(stored, live, chosen).text)
 
-    if attempt(0).status:
-        return None, done
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        tried = attempt(middle)
-        if tried.status:
-            bad, answer = middle, tried
-        else:
-            good = middle
-    return (rules[bad - 1] if rules else None), answer
+def _refusal(task: _Task, item, done: Done) -> HostError:
+    where = f"{task.stored.path}, line {item.rule.line}" if item else task.stored.path
+    what = f" the rule '-A {item.rule.chain} {item.rule.spec}'" if item else " it"
+    program = os.path.basename(task.tools.restore)
+    cure = "Correct the line"
+    for pattern, sentence in _CURES:
+        found = pattern.search(done.err)
+        if found:
+            cure = sentence.format(found.group(1))
+            break
+    return HostError(f"{where}: {program} refuses{what}: {message(done.err)}. {cure}; nothing was changed")

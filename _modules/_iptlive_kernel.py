@@ -132,7 +132,7 @@ def check_family(family: str) -> None:
 def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
     """The named tables as the kernel holds them; a table that it does not have is left out."""
     found: Dict[str, Table] = {}
-    for name in _present(tools, names):
+    for name in present(tools, names):
         done = run([tools.save, "-t", name])
         if done.status:
             raise HostError(f"{tools.save}: {message(done.err)}")
@@ -165,7 +165,8 @@ def _by_table(wanted: Dict[str, Sequence[str]], listed) -> Dict[str, Table]:
     return {table: dict(next(listing) for _ in chains) for table, chains in wanted.items()}
 
 
-def _present(tools: Tools, names: Iterable[str]) -> List[str]:
+def present(tools: Tools, names: Iterable[str]) -> List[str]:
+    """Those of the tables that can be read without creating them."""
     if tools.backend == "nft":
         return list(names)
     try:

@@ -25,6 +25,7 @@ class StoredState(NamedTuple):
     deletes: Tuple[Line, ...] = ()
     policy: Optional[str] = None
     line: Optional[int] = None
+    refusals: Tuple["Refusal", ...] = ()  # of stored rules that cannot be planned at all
 
 
 class Choices(NamedTuple):
@@ -74,7 +75,7 @@ class ChainPlan(NamedTuple):
 
 def plan_chain(name: str, stored: StoredState, kernel: Optional[Chain], choices: Choices) -> ChainPlan:
     """Plan the chain ``name`` (like ``IPv4/filter/INPUT``); ``kernel`` is None where the kernel lacks it."""
-    refusals = _contradictions(name, stored)
+    refusals = list(stored.refusals) + _contradictions(name, stored)
     if choices.duplicates == "refuse":
         refusals += _duplicates(name, stored)
     if refusals:

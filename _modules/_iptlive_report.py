@@ -23,6 +23,7 @@ def planned(found: Survey) -> Dict[str, Any]:
                 "file": view.path,
                 "backend": view.tools.backend,
                 "version": view.tools.version,
+                "scratch": view.scratch,
             }
             for view in found.families
         },

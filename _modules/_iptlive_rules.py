@@ -13,7 +13,7 @@ _COMPLETE = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*\Z', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 _SET_OPTIONS = ("--match-set", "--add-set", "--del-set", "--map-set")
-_TARGET_OPTIONS = ("-j", "--jump", "-g", "--goto")
+TARGET_OPTIONS = ("-j", "--jump", "-g", "--goto")
 
 
 class Word(NamedTuple):
@@ -39,19 +39,46 @@ def _unquote(raw: str) -> str:
     return _QUOTED_PART.sub(lambda found: _ESCAPE.sub(r"\1", found.group(1)), raw)
 
 
+class Option(NamedTuple):
+    """An option of a rule line and its value; ``start`` to ``end`` is the raw text of both."""
+
+    name: str
+    value: str
+    start: int
+    value_start: int
+    end: int
+
+
+def options(text: str, names: Tuple[str, ...]) -> Iterator[Option]:
+    """The named options with their values, also where they are written ``--name=value`` or ``-nvalue``."""
+    found = words(text)
+    for word, following in zip(found, found[1:] + [None]):
+        if text[word.start] != "-":
+            continue  # a quoted text may look like an option
+        if word.value in names:
+            if following:
+                yield Option(word.value, following.value, word.start, following.start, following.end)
+            continue
+        for name in names:
+            joint = name + "=" if name.startswith("--") else name
+            if word.value.startswith(joint) and not (len(name) == 2 and word.value.startswith("--")):
+                yield Option(name, word.value[len(joint) :], word.start, word.start + len(joint), word.end)
+
+
 def targets(text: str) -> List[str]:
     """The chains or targets a rule jumps or goes to."""
-    return _values_after(text, _TARGET_OPTIONS)
+    return [option.value for option in options(text, TARGET_OPTIONS)]
 
 
 def sets(text: str) -> List[str]:
     """The ipsets a rule names."""
-    return _values_after(text, _SET_OPTIONS) if "-set" in text else []
+    return [option.value for option in options(text, _SET_OPTIONS)] if "-set" in text else []
 
 
-def _values_after(text: str, options: Tuple[str, ...]) -> List[str]:
-    values = [word.value for word in words(text)]
-    return [value for option, value in zip(values, values[1:]) if option in options]
+def other_family(text: str, family: str) -> bool:
+    """Whether the line is one for the other family, which iptables-restore passes over."""
+    marks = ("-6", "--ipv6") if family == "ipv4" else ("-4", "--ipv4")
+    return any(mark in text for mark in marks) and any(word.value in marks for word in words(text))
 
 
 def logical_lines(text: str) -> Iterator[str]:

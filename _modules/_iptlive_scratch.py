@@ -1,90 +1,191 @@
-"""The text that goes through the throw-away namespace, and what comes back: stored rules in the kernel's spelling.
+"""The text that goes through iptables-restore to be read back, and what comes back: rules in the kernel's spelling.
 
 Each stored rule is followed by a marker rule that carries its index, so that a line which becomes several kernel rules
 (``-s a,b``), or none (``-6`` in an IPv4 file), is still mapped to exactly what it became.
 """
 
-from typing import Container, Dict, List, NamedTuple, Tuple
+import re
+from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
 
 from _iptlive_model import BUILTIN, HostError, Table, is_builtin
-from _iptlive_plan import Line, StoredState
-from _iptlive_rules import targets
+from _iptlive_plan import Line, Refusal, StoredState
+from _iptlive_rules import TARGET_OPTIONS, options, targets
 from _iptlive_stored import StoredFile, StoredRule
 
 _MARKER = "-m comment --comment iptlive-line-{}"  # letters that the listing does not quote
+BENCH = "iptlive-bench"
+NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and takes back all that stands above it
+
+# Objects that a throw-away namespace does not hold, or that are one for the whole machine: loading IDLETIMER there
+# sets the live timer of that label.
+_OBJECT_TARGETS = ("IDLETIMER", "LED", "CLUSTERIP", "SECMARK")
+_OBJECT_MATCHES = ("nfacct", "rateest")
+_MAY_NAME_OBJECT = re.compile("|".join(_OBJECT_TARGETS + _OBJECT_MATCHES) + "|--timeout")
+
+Texts = Dict[int, Tuple[str, ...]]
+
+
+class Item(NamedTuple):
+    """One stored rule, and its index among all of its file."""
+
+    index: int
+    table: str
+    rule: StoredRule
 
 
 class Load(NamedTuple):
     """Input for iptables-restore; ``origin`` tells which stored rule an input line carries."""
 
     text: str
-    origin: Dict[int, StoredRule]
-    rules: Dict[str, Tuple[StoredRule, ...]]
+    origin: Dict[int, Item]
+    tails: Dict[int, str] = {}
 
 
-def build(stored: StoredFile, live: Dict[str, Table], only: Container[StoredRule] = None) -> Load:
-    """The scratch input; ``live`` lends the chains that stored rules jump to and only the kernel has."""
-    lines: List[str] = []
-    origin: Dict[int, StoredRule] = {}
-    rules: Dict[str, Tuple[StoredRule, ...]] = {}
-    for name, table in stored.tables.items():
-        chosen = tuple(rule for rule in table.rules if only is None or rule in only)
-        lines.append("*" + name)
-        lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}))]
-        for index, rule in enumerate(chosen):
-            lines.append(f"-A {rule.chain} {rule.spec}".rstrip(" "))
-            origin[len(lines)] = rule
-            lines.append(f"-A {rule.chain} {_MARKER.format(index)}")
-        lines.append("COMMIT")
-        rules[name] = chosen
-    return Load("\n".join(lines) + "\n", origin, rules)
+def items(stored: StoredFile) -> List[Item]:
+    rules = ((name, rule) for name, table in stored.tables.items() for rule in table.rules)
+    return [Item(index, table, rule) for index, (table, rule) in enumerate(rules)]
 
 
-def _chains(stored: StoredFile, name: str, live: Table) -> List[str]:
-    table = stored.tables[name]
-    wanted = {chain for chain in table.chains if not is_builtin(name, chain)}
-    for rule in table.rules:
-        wanted.update(target for target in targets(rule.spec) if target in live and not is_builtin(name, target))
-    return sorted(wanted)
+def names_object(spec: str) -> bool:
+    """Whether the rule names an object of the live host, so that it must not be committed anywhere else."""
+    if not _MAY_NAME_OBJECT.search(spec):
+        return False
+    jumps = targets(spec)
+    matches = [option.value for option in options(spec, ("-m", "--match"))]
+    return (
+        any(target in _OBJECT_TARGETS for target in jumps)
+        or any(match in _OBJECT_MATCHES for match in matches)
+        or ("CT" in jumps and any(options(spec, ("--timeout",))))
+    )
 
 
-def states(load: Load, stored: StoredFile, printed: Dict[str, Table]) -> Dict[str, Dict[str, StoredState]]:
-    """The stored chains in the kernel's spelling, by table and chain; ``printed`` is the scratch's listing."""
-    return {
-        name: _table_states(stored, name, _became(load.rules[name], printed.get(name, {}))) for name in stored.tables
-    }
+class _Writer:
+    """Input lines, and which of them carry a stored rule."""
+
+    def __init__(self):
+        self.lines: List[str] = []
+        self.origin: Dict[int, Item] = {}
+
+    def rule(self, item: Item, chain: str, spec: str) -> None:
+        self.lines.append(f"-A {chain} {spec}".rstrip(" "))
+        self.origin[len(self.lines)] = item
+        self.lines.append(f"-A {chain} {_MARKER.format(item.index)}")
+
+    def load(self, tails: Dict[int, str]) -> Load:
+        return Load("\n".join(self.lines) + "\n", self.origin, tails)
 
 
-def _became(rules: Tuple[StoredRule, ...], printed: Table) -> List[Tuple[str, ...]]:
-    """For each stored rule the kernel rules it became."""
-    became: Dict[int, Tuple[str, ...]] = {}
-    markers = {_MARKER.format(index): index for index in range(len(rules))}
-    for chain in printed.values():
+def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]) -> Load:
+    """To be committed in a throw-away namespace; ``live`` lends the chains that only the kernel has."""
+    writer = _Writer()
+    for name in stored.tables:
+        rules = [item for item in chosen if item.table == name]
+        writer.lines.append("*" + name)
+        writer.lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}), rules)]
+        for item in rules:
+            writer.rule(item, item.rule.chain, item.rule.spec)
+        writer.lines.append("COMMIT")
+    return writer.load({})
+
+
+def _chains(stored: StoredFile, name: str, live: Table, rules: Sequence[Item]) -> List[str]:
+    wanted = set(stored.tables[name].chains)
+    for item in rules:
+        wanted.update(target for target in targets(item.rule.spec) if target in live)
+    return sorted(chain for chain in wanted if not is_builtin(name, chain))
+
+
+def to_discard(table: str, stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]) -> Load:
+    """To be listed and taken back by a deliberate failure: nothing of it reaches the kernel.
+
+    ``table`` is only the work bench: a rule reads the same in every table and chain. What a rule jumps to, however,
+    must not be listed before it is committed (the legacy program ends there); it is cut off and put back by hand.
+    """
+    writer = _Writer()
+    tails: Dict[int, str] = {}
+    writer.lines += ["*" + table, "-N " + BENCH]
+    for item in chosen:
+        own = set(stored.tables[item.table].chains) | set(live.get(item.table, {}))
+        spec, tails[item.index] = _without_jump(item.rule.spec, own)
+        writer.rule(item, BENCH, spec)
+    writer.lines += ["-S " + BENCH, f"-D {NOWHERE} 1", "COMMIT"]
+    return writer.load(tails)
+
+
+def _without_jump(spec: str, chains: Iterable[str]) -> Tuple[str, str]:
+    for option in options(spec, TARGET_OPTIONS):
+        if option.value in chains:
+            letter = "-g" if option.name in ("-g", "--goto") else "-j"
+            return (spec[: option.start] + spec[option.end :]).strip(), f"{letter} {option.value}"
+    return spec, ""
+
+
+def became(load: Load, chains: Iterable[Sequence[str]]) -> Texts:
+    """For each stored rule of the load the kernel rules it became; ``chains`` are the listed ones."""
+    texts: Texts = {}
+    markers = {_MARKER.format(item.index): item.index for item in load.origin.values()}
+    for rules in chains:
         run: List[str] = []
-        for text in chain.rules:
+        for text in rules:
             if text in markers:
-                became[markers[text]] = tuple(run)
+                tail = load.tails.get(markers[text], "")
+                texts[markers[text]] = tuple(f"{rule} {tail}".strip() for rule in run)
                 run = []
             else:
                 run.append(text)
-    if len(became) != len(rules):
-        raise HostError(f"the throw-away namespace printed {len(became)} of {len(rules)} stored rules")
-    return [became[index] for index in range(len(rules))]
+    if len(texts) != len(load.origin):
+        raise HostError(f"{len(texts)} of {len(load.origin)} stored rules came back from being read by iptables")
+    return texts
 
 
-def _table_states(stored: StoredFile, name: str, became: List[Tuple[str, ...]]) -> Dict[str, StoredState]:
+class Spelling(NamedTuple):
+    """What the stored rules became; ``refusals`` are those of rules that have no meaning on this host."""
+
+    texts: Texts
+    refusals: Mapping[int, Refusal]
+    named: FrozenSet[int]  # the lines that name a host
+
+
+def states(stored: StoredFile, spelling: Spelling, live: Dict[str, Table]) -> Dict[str, Dict[str, StoredState]]:
+    """The stored chains in the kernel's spelling, by table and chain."""
+    chosen = items(stored)
+    return {
+        name: _table_states(stored, name, [item for item in chosen if item.table == name], spelling, table)
+        for name, table in ((name, live.get(name, {})) for name in stored.tables)
+    }
+
+
+def _table_states(stored: StoredFile, name: str, chosen: Sequence[Item], spelling: Spelling, live: Table):
     table = stored.tables[name]
     rules: Dict[str, List[Line]] = {chain: [] for chain in list(BUILTIN[name]) + list(table.chains)}
     deletes: Dict[str, List[Line]] = {chain: [] for chain in rules}
-    for rule, texts in zip(table.rules, became):
+    refusals: Dict[str, List[Refusal]] = {chain: [] for chain in rules}
+    for index, _, rule in chosen:
+        texts = spelling.texts.get(index, ())
+        if rule.line in spelling.named and len(texts) > 1 and rule.chain in live:
+            texts = _as_in(live[rule.chain].rules, texts)
         lines = [Line(text, rule.line) for text in texts]
-        if rule.delete:
+        if index in spelling.refusals:
+            refusals[rule.chain].append(spelling.refusals[index])
+        elif rule.delete:
             deletes[rule.chain] += lines
         elif rule.insert_at is None:
             rules[rule.chain] += lines
         else:
             _insert(stored.path, rules[rule.chain], rule, lines)
-    return {chain: _state(table, chain, rules[chain], deletes[chain]) for chain in rules}
+    return {
+        chain: StoredState(
+            tuple(rules[chain]), tuple(deletes[chain]), *(table.chains.get(chain) or (None, None)),
+            refusals=tuple(refusals[chain]),
+        )
+        for chain in rules
+    }  # fmt: skip
+
+
+def _as_in(kernel: Sequence[str], texts: Sequence[str]) -> List[str]:
+    """The rules that one host name became, in the order in which they stand already: the resolver's is no order."""
+    place = {text: at for at, text in reversed(list(enumerate(kernel)))}
+    return sorted(texts, key=lambda text: place.get(text, len(place)))
 
 
 def _insert(path: str, rules: List[Line], rule: StoredRule, lines: List[Line]) -> None:
@@ -96,9 +197,3 @@ def _insert(path: str, rules: List[Line], rule: StoredRule, lines: List[Line]) -
         )
     # iptables puts each rule of a list at that very position in turn, so the last of them comes first.
     rules[at:at] = reversed(lines)
-
-
-def _state(table, chain: str, rules: List[Line], deletes: List[Line]) -> StoredState:
-    declared = table.chains.get(chain)
-    policy, line = declared or (None, None)
-    return StoredState(tuple(rules), tuple(deletes), policy, line)

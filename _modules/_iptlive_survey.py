@@ -6,7 +6,6 @@ from typing import Dict, NamedTuple, Optional, Tuple
 import _iptlive_canon as canon
 import _iptlive_files as files
 import _iptlive_kernel as kernel
-import _iptlive_scratch as scratch_text
 from _iptlive_model import FAMILIES, Chain, Table, chain_key, is_builtin
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, StoredState, plan_chain
@@ -23,6 +22,7 @@ class FamilyView(NamedTuple):
     states: Dict[str, Dict[str, StoredState]]
     plans: Dict[str, Dict[str, ChainPlan]]
     warnings: Tuple[str, ...]
+    scratch: str  # where the stored rules were read: "namespace", "user namespace" or "dry run"
 
 
 class Survey(NamedTuple):
@@ -58,7 +58,7 @@ def survey(options: Options) -> Survey:
     tools = [kernel.find_tools(family, options.backend) for family in options.families]
     for family in options.families:
         kernel.check_family(family)
-    with canon.Scratch() as scratch:
+    with canon.open_scratch() as scratch:
         views = [_view(options, scratch, *pair) for pair in zip(tools, stored)]
     return Survey(options, tuple(views))
 
@@ -66,8 +66,7 @@ def survey(options: Options) -> Survey:
 def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored) -> FamilyView:
     log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
     live = kernel.read_tables(tools, stored.tables)
-    load, printed = canon.canonical(scratch, tools, stored, live)
-    states = scratch_text.states(load, stored, printed)
+    states, warnings = canon.canonical(scratch, tools, stored, live)
     plans = {
         table: {
             chain: _plan(options, tools.family, table, chain, state, live.get(table, {}))
@@ -75,7 +74,7 @@ def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored)
         }
         for table, chains in states.items()
     }
-    return FamilyView(tools, stored.path, live, states, plans, stored.warnings)
+    return FamilyView(tools, stored.path, live, states, plans, stored.warnings + warnings, scratch.kind)
 
 
 def _plan(options: Options, family: str, table: str, chain: str, state: StoredState, live: Table) -> ChainPlan:
