@@ -15,20 +15,22 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tu
 import _iptlive_hosts as hosts
 import _iptlive_references as references
 import _iptlive_scratch as texts
-from _iptlive_kernel import TIMEOUT, Done, Tools, environment, message, present, run
+from _iptlive_kernel import Done, Tools, environment, message, present, run
 from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
 from _iptlive_plan import StoredState
-from _iptlive_rules import logical_lines, parse_list, parse_save
+from _iptlive_rules import parse_list, parse_save
 from _iptlive_scratch import Item, Texts
 from _iptlive_stored import StoredFile
 
 _ERROR_LINE = re.compile(r"(?:Error occurred at line: |^line |: line )(\d+)", re.MULTILINE)
+_NO_MODULE = re.compile(r"Extension (\S+) revision \d+ not supported")
+_NOT_INSTALLED = "There is no {} '{}' on this host: correct the name, or install the extension"
 _CURES = (
-    (re.compile(r"Couldn't load match `([^']+)'"), "There is no match '{}' on this host: correct the name, or install the extension"),
-    (re.compile(r"Couldn't load target `([^']+)'"), "There is no target '{}' on this host: correct the name, or install the extension"),
+    (re.compile(r"Couldn't load (match) `([^']+)'"), _NOT_INSTALLED),
+    (re.compile(r"Couldn't load (target) `([^']+)'"), _NOT_INSTALLED),
     (re.compile(r"host/network `([^']+)' not found"), "No address is known for '{}': correct it, or write the address"),
-    (re.compile(r"Extension (\S+) revision \d+ not supported"), "This kernel has no '{}': load or install its module"),
-)  # fmt: skip
+    (_NO_MODULE, "This kernel has no '{}': load or install its module"),
+)
 
 
 class Canonical(NamedTuple):
@@ -104,10 +106,13 @@ class Scratch:
         load = texts.to_discard(self._bench(tools), task.stored, task.live, chosen)
         done = self.run([tools.restore, "--noflush"], load.text)
         if not done.out.endswith("\n") or f"iptlive-line-{chosen[-1].index}" not in done.out:
-            raise self._refused(task, load, done, chosen)
+            raise self._refused(task, load, done)
+        for name in _NO_MODULE.findall(done.err):
+            # The one opinion of the kernel's that can be had this way.
+            raise _refusal(task, next(item for item in chosen if texts.uses(item.rule.spec, name)), done)
         return texts.became(load, [parse_list(done.out)[texts.BENCH].rules])
 
-    def _refused(self, task: _Task, load: texts.Load, done: Done, chosen: Sequence[Item]) -> HostError:
+    def _refused(self, task: _Task, load: texts.Load, done: Done) -> HostError:
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
         item = next((load.origin[number] for number in numbers if number in load.origin), None)
         return _refusal(task, item, done)
@@ -169,7 +174,7 @@ class Namespace(Scratch):
         """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
         if any(number in load.origin for number in numbers):
-            return self._refused(task, load, done, chosen)
+            return self._refused(task, load, done)
 
         def attempt(count: int) -> Done:
             return self.run([task.tools.restore], texts.to_commit(task.stored, task.live, chosen[:count]).text)
@@ -238,6 +243,6 @@ def _refusal(task: _Task, item, done: Done) -> HostError:
     for pattern, sentence in _CURES:
         found = pattern.search(done.err)
         if found:
-            cure = sentence.format(found.group(1))
+            cure = sentence.format(*found.groups())
             break
     return HostError(f"{where}: {program} refuses{what}: {message(done.err)}. {cure}; nothing was changed")

@@ -4,6 +4,7 @@ iptables asks the resolver while it loads a line. A throw-away network namespace
 names are looked up here, in the live one, and their addresses are loaded in their place.
 """
 
+import ipaddress
 import re
 import socket
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Set
@@ -40,6 +41,13 @@ def resolve(stored: StoredFile) -> Resolved:
         for name, table in stored.tables.items()
     }
     return Resolved(stored._replace(tables=tables), frozenset(reader.lines), reader.warnings)
+
+
+def _network(address: str, mask: str) -> str:
+    try:
+        return str(ipaddress.ip_network(f"{address}/{mask}", strict=False))
+    except ValueError:
+        return f"{address}/{mask}"  # a mask with holes, or none at all: iptables will tell
 
 
 class _Resolver:
@@ -99,7 +107,10 @@ class _Resolver:
             f"{self._path}, line {line}: the host name '{name}' stands for {' and '.join(found)} now; it may change, "
             "and rules for its former addresses then stay in the kernel. Write addresses, or use an ipset"
         )
-        return ",".join(address + slash + mask for address in found)
+        if not slash:
+            return ",".join(found)
+        # Addresses of one network are one rule, not several identical ones.
+        return ",".join(dict.fromkeys(_network(address, mask) for address in found))
 
     def _look_up(self, line: int, name: str) -> List[str]:
         if name not in self._known:

@@ -162,7 +162,7 @@ def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
     return [
         Refusal(
             "duplicate",
-            "{}: lines {} store the same rule".format(name, " and ".join(map(str, numbers))),
+            f"{name}: {_lines_store(numbers)} the same rule",
             f"remove all but one of them, or set 'duplicates: allow' for {name}",
             (rule,),
             tuple(numbers),
@@ -170,6 +170,12 @@ def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
         for rule, numbers in lines.items()
         if len(numbers) > 1
     ]
+
+
+def _lines_store(numbers: Sequence[int]) -> str:
+    if len(set(numbers)) == 1:
+        return f"line {numbers[0]} is {len(numbers)} times"
+    return "lines {} store".format(" and ".join(map(str, numbers)))
 
 
 def _policy(name: str, stored: StoredState, chain: Chain, choices: Choices):

@@ -46,6 +46,10 @@ def items(stored: StoredFile) -> List[Item]:
     return [Item(index, table, rule) for index, (table, rule) in enumerate(rules)]
 
 
+def uses(spec: str, extension: str) -> bool:
+    return any(option.value == extension for option in options(spec, TARGET_OPTIONS + ("-m", "--match")))
+
+
 def names_object(spec: str) -> bool:
     """Whether the rule names an object of the live host, so that it must not be committed anywhere else."""
     if not _MAY_NAME_OBJECT.search(spec):
