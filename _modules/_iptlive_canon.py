@@ -18,7 +18,7 @@ import _iptlive_scratch as texts
 from _iptlive_kernel import Done, Tools, environment, message, present, run
 from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
 from _iptlive_plan import StoredState
-from _iptlive_rules import parse_list, parse_save
+from _iptlive_rules import parse_lists, parse_save
 from _iptlive_scratch import Item, Texts
 from _iptlive_stored import StoredFile
 
@@ -110,7 +110,7 @@ class Scratch:
         for name in _NO_MODULE.findall(done.err):
             # The one opinion of the kernel's that can be had this way.
             raise _refusal(task, next(item for item in chosen if texts.uses(item.rule.spec, name)), done)
-        return texts.became(load, [parse_list(done.out)[texts.BENCH].rules])
+        return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
 
     def _refused(self, task: _Task, load: texts.Load, done: Done) -> HostError:
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
