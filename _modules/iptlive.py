@@ -91,7 +91,9 @@ def plan(**options):
     status
         ``in_sync``, ``changes`` or ``refused``. A refusal sets the job's return code to 1.
     families
-        Per family the stored ``file``, and the ``backend`` and ``version`` of iptables.
+        Per family the stored ``file``, the ``backend`` and ``version`` of iptables, and ``scratch``: where the stored
+        rules were read to know the kernel's spelling (``namespace``, ``user namespace``, or ``dry run``, where the
+        kernel was not asked whether it takes them).
     changes
         Per chain (``IPv4/filter/INPUT``) the steps in the order they would be taken: ``action`` (``create_chain``,
         ``delete``, ``insert``, ``policy``), ``position`` (counted from 1, as the plain command would take it at that
