@@ -11,6 +11,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
@@ -24,7 +25,7 @@ LEGACY_TABLES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tab
 TIMEOUT = 60  # seconds for any one program; loading 50,000 rules takes half of it
 CAP_NET_ADMIN = 1 << 12
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has no names for them before Python 3.10
-STDIO_BUFFERS = 3 * 4096  # what the program's own output buffer may hold back, with room to spare
+STDIO_BUFFERS = 3 * resource.getpagesize()  # what the program's own output buffer may hold back, with room to spare
 
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 _NOISE = re.compile(
@@ -238,13 +239,14 @@ def _nft_attempt(tools: Tools, table: str, before: Table, plans: Dict[str, Chain
     present = {chain: before[chain] for chain in plans if chain in before}
     first = "".join(print_list(chain, state) for chain, state in present.items())
     listings = {chain: _listing_inside(table, chain, before.get(chain), plan) for chain, plan in plans.items()}
-    second = "".join(listings.values())
     longest = max(listings, key=lambda chain: len(listings[chain]))
+    # One listing of the padding is compared too: nothing more may stand at the end of the last chain.
+    second = "".join(listings.values()) + listings[longest]
     reader, writer = os.pipe()
     try:
         fcntl.fcntl(writer, F_SETPIPE_SZ, resource.getpagesize())
         hold_back = fcntl.fcntl(writer, F_GETPIPE_SZ) + STDIO_BUFFERS
-        padding = hold_back // len(listings[longest]) + 1
+        padding = hold_back // len(listings[longest]) + 2
         lines = ["*" + table]
         lines += ["-S " + chain for chain in present]
         lines += commands(table, plans)
@@ -265,20 +267,38 @@ def _listing_inside(table: str, chain: str, before: Optional[Chain], plan: Chain
     return print_list(chain, plan.result._replace(policy=policy))
 
 
+def _memory_file():
+    """A full disk must not keep us from taking an update back."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("iptlive"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 @contextlib.contextmanager
 def _started(tools: Tools, text: str, stdout: int):
-    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stderr:
+    with _memory_file() as stdin, _memory_file() as stderr:
         stdin.write(text.encode("utf-8", "surrogateescape"))
         stdin.seek(0)
         process = subprocess.Popen(
-            [tools.restore, "--noflush"], stdin=stdin, stdout=stdout, stderr=stderr, env=environment()
+            [tools.restore, "--noflush"],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment(),
+            start_new_session=True,
         )
         process.errors = stderr
         try:
             yield process
         finally:
-            process.kill()
-            process.wait()
+            _end(process)
+
+
+def _end(process) -> None:
+    """Kill it, and what it may have started: a wrapper's child must not commit after we have given up."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _release(process, reader: int, first: str, second: str) -> Done:
@@ -290,7 +310,7 @@ def _release(process, reader: int, first: str, second: str) -> Done:
         if not part:
             return _ended(process)
         if not wanted.startswith(part, seen):
-            process.kill()
+            _end(process)
             raise _difference(wanted, wanted[:seen] + part, len(first.encode("utf-8", "surrogateescape")))
         seen += len(part)
     while _read(process, reader, 65536):
@@ -310,10 +330,11 @@ def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
     )
 
 
-def _read(process, reader: int, count: int) -> bytes:
+def _read(process, reader: int, count: int, wait: int = 0) -> bytes:
     """What there is to read; nothing where the program has ended, or had to be ended because it hangs."""
-    if not select.select([reader], [], [], TIMEOUT)[0]:
-        process.kill()
+    if not select.select([reader], [], [], wait + TIMEOUT)[0]:
+        _end(process)
+        return b""
     return os.read(reader, count)
 
 
@@ -322,8 +343,8 @@ def _ended(process) -> Done:
     try:
         status = process.wait(TIMEOUT)
     except subprocess.TimeoutExpired:
-        process.kill()
-        status = process.wait()
+        _end(process)
+        status = process.returncode
     process.errors.seek(0)
     said = process.errors.read().decode("utf-8", "surrogateescape")
     return Done(status, "", said or (f"it was ended by signal {-status}" if status < 0 else ""))
@@ -339,20 +360,21 @@ def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wai
     listing = ["-S " + chain for chain in sorted(set(before) | set(BUILTIN[table]))]
     # The mark ends the listing; it lives and dies in the program's copy of the table.
     opening = ["*" + table] + listing + ["-N " + mark, "-S " + mark, "-X " + mark, ""]
-    with tempfile.TemporaryFile() as stderr:
+    with _memory_file() as stderr:
         process = subprocess.Popen(
             [tools.restore, "--noflush", "-w", str(max(1, int(wait)))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment(),
+            start_new_session=True,
         )
         process.errors = stderr
-        # All of the opening must fit, or the program and we would wait for each other.
-        fcntl.fcntl(process.stdin, F_SETPIPE_SZ, 1 << 20)
         try:
+            # All of the opening must fit, or the program and we would wait for each other.
+            fcntl.fcntl(process.stdin, F_SETPIPE_SZ, 1 << 20)
             _say(process, "\n".join(opening))
-            listed = _listed_until(process, f"-N {mark}\n")
+            listed = _listed_until(process, f"-N {mark}\n", wait)
             if listed is None:
                 return Attempt(_ended(process), before, {})
             current = dict(parse_lists(listed))
@@ -360,11 +382,11 @@ def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wai
             if not plans:
                 return None
             _say(process, "\n".join(commands(table, plans) + removals(plans) + ["COMMIT", ""]))
-            process.stdin.close()
+            _hang_up(process)
             return Attempt(_ended(process), current, plans)
         finally:
-            process.kill()
-            process.wait()
+            _end(process)
+            _hang_up(process)
             process.stdout.close()
 
 
@@ -376,11 +398,16 @@ def _say(process, text: str) -> None:
         pass  # it ended on an error; its status and message tell which
 
 
-def _listed_until(process, mark: str) -> Optional[str]:
+def _hang_up(process) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def _listed_until(process, mark: str, wait: int) -> Optional[str]:
     """What the program lists before the mark; None where it ended instead."""
     end, got = mark.encode(), b""
     while not (got == end or got.endswith(b"\n" + end)):
-        part = _read(process, process.stdout.fileno(), 65536)
+        part = _read(process, process.stdout.fileno(), 65536, wait)
         if not part:
             return None
         got += part
