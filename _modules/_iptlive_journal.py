@@ -6,19 +6,29 @@ the step that it announces is taken. The folder's lock lets one run at a time ch
 
 import contextlib
 import fcntl
+import glob
 import json
+import logging
 import os
+import shutil
 import time
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from _iptlive_model import Chain, HostError, Table
 from _iptlive_plan import ChainPlan, Edit
 
+log = logging.getLogger(__name__)
+
 FOLDER = "/var/lib/iptlive"
 KEEP = 20
 
-# open: being made. pending: committed, unconfirmed. taking_back: being undone. The other states are final.
+# open: being made. pending: committed, unconfirmed. taking_back: being undone. The others (done, taken_back, continued:
+# another update has taken its steps over) are final.
 UNFINISHED = ("open", "pending", "taking_back")
+
+
+class BusyError(HostError):
+    """Another run holds the lock."""
 
 
 class Step(NamedTuple):
@@ -73,22 +83,32 @@ def new_entry(seconds: int, checks: Tuple[str, ...]) -> Entry:
 
 @contextlib.contextmanager
 def lock(wait: float) -> Iterator[None]:
-    """Only one run at a time may change anything; raises HostError naming the other one."""
-    _make_folder()
-    with open(os.path.join(FOLDER, "lock"), "a+", encoding="ascii") as file:
+    """Only one run at a time may change anything; raises BusyError naming the other one."""
+    with _lock_file() as file:
         deadline = time.monotonic() + wait
         while not _try_lock(file):
             if time.monotonic() > deadline:
                 file.seek(0)
-                raise HostError(
-                    f"another iptlive run (process {file.read().strip() or 'unknown'}) is changing this host; waited "
+                raise BusyError(
+                    f"another iptlive run (process {file.read().decode() or 'unknown'}) is changing this host; waited "
                     f"{int(wait)} seconds. Try again when it has ended"
                 )
             time.sleep(0.05)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        _sign(file)
         yield
+
+
+def _lock_file():
+    """On a disk that is full or read-only by now, the file of an earlier run will do: taking back must go on."""
+    path = os.path.join(FOLDER, "lock")
+    try:
+        os.makedirs(_journal_folder(), mode=0o700, exist_ok=True)
+        os.chmod(FOLDER, 0o700)
+        return open(path, "a+b", buffering=0, opener=_private)
+    except OSError as err:
+        if os.path.exists(path):
+            return open(path, "rb", buffering=0)
+        raise _unwritable(err) from err
 
 
 def _try_lock(file) -> bool:
@@ -99,16 +119,18 @@ def _try_lock(file) -> bool:
     return True
 
 
-def _make_folder() -> None:
-    try:
-        os.makedirs(_journal_folder(), mode=0o700, exist_ok=True)
-        os.chmod(FOLDER, 0o700)
-    except OSError as err:
-        raise _unwritable(err) from err
+def _sign(file) -> None:
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
 
 
 def _journal_folder() -> str:
     return os.path.join(FOLDER, "journal")
+
+
+def watchdog_folder(identifier: str) -> str:
+    return os.path.join(FOLDER, "watchdog", identifier)
 
 
 def _unwritable(err: OSError) -> HostError:
@@ -150,18 +172,24 @@ def load(identifier: str) -> Optional[Entry]:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise HostError(f"the journal entry {identifier} below {FOLDER} cannot be read: {err}. Move it away") from err
+        raise HostError(f"the journal entry {identifier} below {FOLDER} cannot be read: {err}") from err
 
 
 def entries() -> List[Entry]:
-    """All entries, the oldest first."""
+    """All entries, the oldest first; one that cannot be read is logged, for nothing else can be done with it."""
     try:
         names = sorted(os.listdir(_journal_folder()))
     except FileNotFoundError:
         return []
     except OSError as err:
         raise HostError(f"the journal below {FOLDER} cannot be read: {err.strerror}") from err
-    found = [load(name[: -len(".json")]) for name in names if name.endswith(".json")]
+    found = []
+    for name in names:
+        if name.endswith(".json"):
+            try:
+                found.append(load(name[: -len(".json")]))
+            except HostError as err:
+                log.error("%s", err)
     return [entry for entry in found if entry]
 
 
@@ -171,12 +199,22 @@ def unfinished() -> List[Entry]:
 
 
 def prune() -> None:
-    """Forget the oldest entries; unfinished ones of this boot are kept."""
+    """Forget the oldest entries, and what killed runs left behind; unfinished entries of this boot are kept."""
     kept = {entry.id for entry in unfinished()}
-    for entry in entries()[:-KEEP]:
-        if entry.id not in kept:
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(_journal_folder(), entry.id + ".json"))
+    names = sorted(name[: -len(".json")] for name in os.listdir(_journal_folder()) if name.endswith(".json"))
+    for identifier in names[:-KEEP]:
+        if identifier not in kept:
+            _remove(os.path.join(_journal_folder(), identifier + ".json"))
+    for path in glob.glob(os.path.join(_journal_folder(), "*.new")):
+        _remove(path)
+    for path in glob.glob(watchdog_folder("*")):
+        if os.path.basename(path) not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.remove(path)
 
 
 def _to_json(entry: Entry) -> Dict[str, Any]:

@@ -34,7 +34,12 @@ def planned(found: Survey) -> Dict[str, Any]:
 
 
 def changed(plans: Iterable[Tuple[str, ChainPlan]]) -> Dict[str, List[Dict[str, Any]]]:
-    return {key: [_edit(edit) for edit in plan.edits] for key, plan in plans if plan.edits}
+    """The steps per chain; a chain that several plans change has the steps of all, in their order."""
+    steps: Dict[str, List[Dict[str, Any]]] = {}
+    for key, plan in plans:
+        if plan.edits:
+            steps.setdefault(key, []).extend(_edit(edit) for edit in plan.edits)
+    return steps
 
 
 def refused(plans: Iterable[Tuple[str, ChainPlan]]) -> Dict[str, List[Dict[str, Any]]]:

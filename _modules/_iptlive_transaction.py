@@ -10,7 +10,7 @@ from _iptlive_inverse import plan_inverse
 from _iptlive_journal import Step
 from _iptlive_model import FAMILIES, Chain, HostError, Table, chain_key
 from _iptlive_plan import ChainPlan
-from _iptlive_rules import print_list
+from _iptlive_rules import print_list, targets
 from _iptlive_survey import RefusedError
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def ignore(step: Step) -> None:
 class Transaction:
     """The edits that ``decide`` finds for some chains of one table.
 
-    ``record`` is told of a step before it is sent and once it is known to be committed.
+    ``record`` is told of a step before it is sent and once it is known to be committed, as planned.
     """
 
     def __init__(self, tools: kernel.Tools, table: str, chains, decide: kernel.Decide, deadline: float, record: Record):
@@ -74,9 +74,9 @@ class Transaction:
             raise _ExitError(sent.done)
         if sent.done.status:
             log.warning("%s: the update was made, although the program said: %s", self._name, sent.done.err.strip())
+        self._verify(step, now)
         step = step._replace(state="committed")
         self._record(step)
-        self._verify(step, now)
         log.info("Live update of %s completed", self._name)
         return step
 
@@ -106,7 +106,7 @@ class Transaction:
         if _equal(step, now):
             return
         if any(_slipped(plan, now.get(chain)) for chain, plan in step.plans.items()):
-            log.info("%s: another program appended a rule at the very moment of ours; taking ours back", self._name)
+            log.info("%s: another program's rule came in at the very moment of ours; taking ours back", self._name)
             take_back(self._tools, step, "after", self._deadline, ignore)
             raise kernel.StaleError
         if self._decide(now):
@@ -125,7 +125,7 @@ def take_back(tools: kernel.Tools, step: Step, placement: str, deadline: float, 
     """Undo a committed step by its inverse, anchored in the chains as they are now."""
 
     def decide(live: Table) -> Dict[str, ChainPlan]:
-        plans = inverse_plans(step, live, placement)
+        plans = inverse_plans(tools, step, live, placement)
         for chain, plan in plans.items():
             if plan.refusals:
                 raise RefusedError(chain_key(step.family, step.table, chain), plan)
@@ -134,13 +134,28 @@ def take_back(tools: kernel.Tools, step: Step, placement: str, deadline: float, 
     return Transaction(tools, step.table, step.plans, decide, deadline, record).run()
 
 
-def inverse_plans(step: Step, live: Table, placement: str) -> Dict[str, ChainPlan]:
+def inverse_plans(tools: kernel.Tools, step: Step, live: Table, placement: str) -> Dict[str, ChainPlan]:
     """What takes the step back, by chain."""
-    return {
+    plans = {
         chain: plan_inverse(
             chain_key(step.family, step.table, chain), step.before.get(chain), plan, live.get(chain), placement
         )
         for chain, plan in step.plans.items()
+    }
+    if any(plan.removes_chain() for plan in plans.values()):
+        return _keep_used(kernel.read_tables(tools, [step.table]).get(step.table, {}), plans)
+    return plans
+
+
+def _keep_used(table: Table, plans: Dict[str, ChainPlan]) -> Dict[str, ChainPlan]:
+    """A chain that we created stays, empty, while others' rules jump to it: the kernel does not let it go."""
+    after = [(plans[chain].result if chain in plans else None) or state for chain, state in table.items()]
+    used = {target for state in after for rule in state.rules for target in targets(rule)}
+    return {
+        chain: plan._replace(
+            edits=tuple(edit for edit in plan.edits if edit.action != "delete_chain" or chain not in used)
+        )
+        for chain, plan in plans.items()
     }
 
 
@@ -148,7 +163,7 @@ def stands(step: Step, now: Table) -> bool:
     """Whether a step that was sent is in the kernel, whatever others have written since: the nearer state decides."""
     after = sum(_distance(_planned(plan), now.get(chain)) for chain, plan in step.plans.items())
     before = sum(_distance(step.before.get(chain), now.get(chain)) for chain in step.plans)
-    return after < before
+    return after < before or (after == before and step.state == "committed")
 
 
 def _planned(plan: ChainPlan) -> Optional[Chain]:
@@ -167,21 +182,27 @@ def _equal(step: Step, now: Table) -> bool:
 
 
 def _slipped(plan: ChainPlan, now: Optional[Chain]) -> bool:
-    """Whether somebody's rule came between an anchor and what was put behind it at the chain's end.
+    """Whether somebody's rule came between rules put at an end of the chain, or between them and their anchor.
 
-    A rule in the middle is bound to the rule that it stands before. One at the end is bound to nothing: on the nft
-    backend a rule appended by somebody else between our listing and our batch comes to stand above it.
+    A rule in the middle is bound to the rule that it stands before. One at the chain's top or end is bound to nothing:
+    on the nft backend a rule that somebody else puts there between our listing and our batch comes in between.
     """
-    rules = plan.result.rules if plan.result else ()
-    added = {edit.position for edit in plan.edits if edit.action == "insert"}
-    first = len(rules)
-    while first in added:
-        first -= 1
-    if now is None or first in (0, len(rules)):
+    if now is None or plan.result is None:
         return False
+    rules = plan.result.rules
+    added = {edit.position - 1 for edit in plan.edits if edit.action == "insert"}
+    top, end = 0, len(rules) - 1
+    while top in added:
+        top += 1
+    while end in added:
+        end -= 1
     place = align(rules, now.rules)
-    above, ours = place[first - 1], place[first]
-    return above is not None and ours is not None and ours != above + 1
+    return _parted(place[: top + 1] if top else []) or _parted(place[max(end, 0) :] if end < len(rules) - 1 else [])
+
+
+def _parted(places) -> bool:
+    """Whether rules that all stand there are no longer neighbours."""
+    return None not in places and any(below != above + 1 for above, below in zip(places, places[1:]))
 
 
 def _both(step: Step, now: Table) -> str:

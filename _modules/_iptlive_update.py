@@ -6,12 +6,12 @@ after a kill at any point the next run can tell from the kernel what stands, and
 
 import logging
 import time
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import _iptlive_journal as journal
 import _iptlive_kernel as kernel
 from _iptlive_journal import Entry, Step
-from _iptlive_model import COMMIT_ORDER, FAMILIES, HostError, InputError, chain_key
+from _iptlive_model import COMMIT_ORDER, FAMILIES, Chain, HostError, InputError, chain_key
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan
 from _iptlive_survey import RefusedError, Survey, decider, survey
@@ -19,6 +19,7 @@ from _iptlive_transaction import Transaction, ignore, inverse_plans, stands, tak
 
 log = logging.getLogger(__name__)
 
+WATCHDOG_SECONDS = 5  # so long after its deadline an update that is not settled has lost its watchdog
 TAKE_BACK_SECONDS = 30  # for a quiet ruleset, whatever 'wait' says: a half update is worse than a late one
 
 
@@ -56,11 +57,12 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None) -> Applied:
     """
     with journal.lock(options.wait):
         _refuse_while_pending()
-        notes = _undo_what_must_be()
+        notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry)]
         found = survey(options)
-        interrupted = [entry for entry in journal.unfinished() if entry.state == "open"]
+        # Also what could not be taken back just now: from here on it belongs to this update.
+        interrupted = journal.unfinished()
         if found.refused() and not options.partial:
-            return Applied(found, notes=tuple(notes + [_taken_back_note(entry) for entry in interrupted]))
+            return Applied(found, notes=tuple(notes + [_undone_note(entry) for entry in interrupted]))
         if not any(plan.edits for _, plan in found.plans()):
             return Applied(found, notes=tuple(notes + [_completed_note(entry) for entry in interrupted]))
         run = _Run(journal.new_entry(guard.seconds, guard.checks))
@@ -69,16 +71,19 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None) -> Applied:
 
 
 def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, notes: List[str]) -> Applied:
-    if guard.seconds:
-        run.arm(found.options.wait, arm)
     try:
+        if guard.seconds:
+            run.arm(found.options.wait, arm)
         _commit(found, run)
         run.close("pending" if guard.seconds else "done")
-    except (HostError, RefusedError) as err:
-        log.warning("Taking the update back, because: %s", err)
-        _take_back(run, str(err))
+    except BaseException as err:  # also when the job is told to end: no half update stays
+        log.warning("Taking the update back, because: %r", err)
+        undone = _take_back(run, str(err) or type(err).__name__)
+        also = [f"{_names(undone)}: committed before, and taken back"] if undone else []
         if isinstance(err, RefusedError):
-            return Applied(found, refused=(err.key, err.plan), notes=tuple(notes))
+            return Applied(found, refused=(err.key, err.plan), notes=tuple(notes + also))
+        if isinstance(err, HostError):
+            raise HostError(". ".join([str(err)] + also)) from err
         raise
     journal.prune()
     return Applied(found, run.entry, notes=tuple(notes))
@@ -115,7 +120,8 @@ class _Run:
     def adopt(self, entry: Entry) -> str:
         """Go on with an interrupted update: what stands of it belongs to this one from now on."""
         standing = _standing(entry)
-        self.save(steps=self.entry.steps + standing)
+        # A run that was killed right here had these steps in both entries.
+        self.save(steps=self.entry.steps + tuple(step for step in standing if step not in self.entry.steps))
         journal.save(entry._replace(state="continued", reason=f"interrupted; completed by {self.entry.id}"))
         return (
             f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; "
@@ -136,26 +142,41 @@ class _Run:
         journal.save(self.entry)
 
 
+def seconds_left(entry: Entry) -> float:
+    """How long an update may still wait for its confirmation; 0 where it does not wait (any more)."""
+    if entry.state != "pending" or entry.deadline is None:
+        return 0
+    return max(0, entry.deadline - journal.since_boot())
+
+
+def _waits(entry: Entry) -> str:
+    return f"the update {entry.id} waits for its confirmation, {int(seconds_left(entry))} seconds are left"
+
+
 def _refuse_while_pending() -> None:
     for entry in journal.unfinished():
-        left = entry.deadline - journal.since_boot() if entry.deadline is not None else 0
-        if left > 0:
-            raise HostError(
-                f"the update {entry.id} waits for its confirmation, {int(left)} seconds are left. Confirm it "
-                "(iptlive.confirm) or take it back (iptlive.rollback) first"
-            )
+        if seconds_left(entry):
+            raise HostError(f"{_waits(entry)}. Confirm it (iptlive.confirm) or take it back (iptlive.rollback) first")
 
 
-def _undo_what_must_be() -> List[str]:
-    """Finish what an earlier run was taking back, or its watchdog should have."""
-    overdue = [entry for entry in journal.unfinished() if entry.state == "taking_back" or entry.deadline is not None]
-    return [_taken_back_note(entry) for entry in overdue]
+def _must_go(entry: Entry) -> bool:
+    """What an earlier run was taking back, or its watchdog should have; any other may be completed."""
+    return entry.state != "open" or entry.deadline is not None
 
 
-def _taken_back_note(entry: Entry) -> str:
-    standing = _standing(entry)
-    _take_back(_Run(entry), entry.reason or "it was interrupted")
-    return f"the update {entry.id} was interrupted; {_names(standing) or 'nothing'} of it stood and was taken back"
+def _undone_note(entry: Entry) -> str:
+    why = _why(entry)
+    try:
+        undone = _take_back(_Run(entry), why)
+    except HostError as err:
+        return f"the update {entry.id} could not be taken back: {err}"
+    return f"the update {entry.id} was taken back ({_names(undone) or 'nothing of it stood'}): {why}"
+
+
+def _why(entry: Entry) -> str:
+    if entry.reason:
+        return entry.reason
+    return f"not confirmed within {entry.seconds} seconds" if entry.state == "pending" else "it was interrupted"
 
 
 def _completed_note(entry: Entry) -> str:
@@ -169,29 +190,36 @@ def notices() -> List[str]:
     """What the journal has to say to somebody who only looks."""
     said = []
     for entry in journal.unfinished():
-        left = entry.deadline - journal.since_boot() if entry.deadline is not None else 0
-        if left > 0:
-            said.append(f"the update {entry.id} waits for its confirmation, {int(left)} seconds are left")
+        if seconds_left(entry):
+            said.append(_waits(entry))
         else:
             said.append(f"the update {entry.id} was interrupted; the next apply completes it or takes it back")
     return said
 
 
-def _take_back(run: _Run, why: str) -> None:
-    """Undo what stands of an update, the last step first; goes on past what resists, and says so in its error."""
-    _write_down(run, state="taking_back", reason=why, steps=_standing(run.entry))
-    failures = []
-    for index, step in reversed(list(enumerate(run.entry.steps))):
+def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...]:
+    """Undo what stands of an update, the last step first; the steps that this took.
+
+    It goes on past what resists, and says so in its error. The entry stays unfinished then: it is tried again.
+    """
+    try:
+        standing = _standing(run.entry)
+    except HostError as err:
+        raise HostError(f"{why}. And what stands of the update cannot be told: {err}") from err
+    _write_down(run, state="taking_back", reason=why, steps=standing)
+    undone, failures = [], []
+    for index, step in reversed(list(enumerate(standing))):
         try:
-            take_back(_tools(step), step, "after", time.monotonic() + TAKE_BACK_SECONDS, ignore)
+            undone.append(take_back(_tools(step), step, placement, time.monotonic() + TAKE_BACK_SECONDS, ignore))
         except (HostError, RefusedError) as err:
             failures.append(f"{_names([step])}: {err}")
         else:
-            undone = step._replace(state="taken_back")
-            _write_down(run, steps=run.entry.steps[:index] + (undone,) + run.entry.steps[index + 1 :])
+            gone = step._replace(state="taken_back")
+            _write_down(run, steps=run.entry.steps[:index] + (gone,) + run.entry.steps[index + 1 :])
     if failures:
         raise HostError(f"{why}. And what was done could not be taken back: {'; '.join(failures)}")
     _write_down(run, state="taken_back", deadline=None)
+    return tuple(step for step in undone if step)
 
 
 def _write_down(run: _Run, **changes) -> None:
@@ -223,24 +251,37 @@ def _names(steps) -> str:
 def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", test: bool = False) -> TakenBack:
     """Take the last update, or the named one, back by inverse delta; all of it or, where one chain refuses, nothing."""
     with journal.lock(wait):
-        entry = _chosen(identifier)
-        plans = tuple(
-            (chain_key(step.family, step.table, chain), plan)
-            for step in reversed(_standing(entry))
-            for chain, plan in inverse_plans(step, _live(step), placement).items()
-        )
+        run = _Run(_chosen(identifier))
+        plans = _undoing(run.entry, placement)
         if test or any(plan.refusals for _, plan in plans):
-            return TakenBack(entry, plans, done=False)
-        run = _Run(entry)
-        _take_back(run, "rollback was asked for")
-        return TakenBack(run.entry, plans, done=True)
+            return TakenBack(run.entry, plans, done=False)
+        undone = _take_back(run, "rollback was asked for", placement)
+        carried_out = tuple((_key(step, chain), plan) for step in undone for chain, plan in step.plans.items())
+        return TakenBack(run.entry, carried_out, done=True)
+
+
+def _undoing(entry: Entry, placement: str) -> Tuple[Tuple[str, ChainPlan], ...]:
+    """What takes the update back: the last step first, each planned for what the one before leaves."""
+    plans = []
+    tables: Dict[Tuple[str, str], Dict[str, Optional[Chain]]] = {}
+    for step in reversed(_standing(entry)):
+        table = tables.setdefault((step.family, step.table), {})
+        for chain, state in _live(step).items():
+            table.setdefault(chain, state)
+        for chain, plan in inverse_plans(_tools(step), step, table, placement).items():
+            plans.append((_key(step, chain), plan))
+            if plan.edits:
+                table[chain] = None if plan.removes_chain() else plan.result
+    return tuple(plans)
+
+
+def _key(step: Step, chain: str) -> str:
+    return chain_key(step.family, step.table, chain)
 
 
 def _chosen(identifier: Optional[str]) -> Entry:
     if identifier is not None:
-        entry = journal.load(identifier)
-        if entry is None:
-            raise InputError(f"there is no update {identifier!r} in the journal")
+        entry = _known(identifier)
         if entry.boot != journal.boot_id() or entry.state in ("taken_back", "continued"):
             raise InputError(f"the update {identifier} cannot be taken back: it is {_why_not(entry)}")
         return entry
@@ -267,28 +308,34 @@ def confirm(identifier: Optional[str], wait: int) -> Entry:
         return run.entry
 
 
-def expire(identifier: str, why: str, wait: int) -> None:
-    """The deadline has passed: take the update back, unless it was settled while we waited for the lock."""
+def expire(identifier: str, why: str, wait: int) -> Entry:
+    """Take an update back that nobody is working on (we have the lock), unless it may still wait or is settled."""
     with journal.lock(wait):
-        entry = journal.load(identifier)
-        if entry and entry.state in journal.UNFINISHED:
-            _take_back(_Run(entry), why)
+        entry = _known(identifier)
+        run = _Run(entry)
+        if entry.state in journal.UNFINISHED and not seconds_left(entry):
+            _take_back(run, why if entry.state == "pending" else _why(entry))
+        return run.entry
 
 
 def outcome(identifier: str) -> Entry:
-    """Wait until a guarded update is confirmed or taken back; raises HostError where nobody settles it."""
+    """Wait until a guarded update is confirmed or taken back. Where its watchdog is gone, we take it back."""
     while True:
-        entry = journal.load(identifier)
-        if entry is None:
-            raise InputError(f"there is no update {identifier!r} in the journal")
+        entry = _known(identifier)
+        if entry.boot != journal.boot_id():
+            raise InputError(f"the update {identifier} is of an earlier boot")
+        if journal.since_boot() > (entry.deadline or 0) + WATCHDOG_SECONDS and entry.state in journal.UNFINISHED:
+            entry = expire(identifier, f"{_why(entry)}, and its watchdog is gone", TAKE_BACK_SECONDS)
         if entry.state not in journal.UNFINISHED:
             return entry
-        if journal.since_boot() > (entry.deadline or 0) + 2 * TAKE_BACK_SECONDS:
-            raise HostError(
-                f"the update {identifier} was neither confirmed nor taken back in time: its watchdog is gone. "
-                "Take it back with iptlive.rollback"
-            )
         time.sleep(0.2)
+
+
+def _known(identifier: str) -> Entry:
+    entry = journal.load(identifier)
+    if entry is None:
+        raise InputError(f"there is no update {identifier!r} in the journal")
+    return entry
 
 
 def _nothing_pending(identifier: Optional[str]) -> str:

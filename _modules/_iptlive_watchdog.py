@@ -11,46 +11,48 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import List, Tuple
 
 import _iptlive_journal as journal
 import _iptlive_update as update
-from _iptlive_journal import Entry
+from _iptlive_journal import BusyError, Entry
 from _iptlive_model import HostError
 
 START_SECONDS = 15
 CONNECT_SECONDS = 3
-LOCK_SECONDS = 600
 INTERVAL = 0.3
+RETRY_INTERVAL = 5
 
 
 def arm(entry: Entry) -> None:
     """Start the watchdog over an entry, and return when it watches; raises HostError where it cannot be started."""
-    folder = _folder(entry.id)
+    folder = journal.watchdog_folder(entry.id)
     try:
         os.makedirs(folder, mode=0o700)
         for room in glob.glob(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_iptlive_*.py")):
             shutil.copy(room, folder)
         script = os.path.join(folder, os.path.basename(__file__))
-        subprocess.Popen(
+        subprocess.run(
             _detached(entry.id) + [sys.executable, "-s", "-E", script, entry.id],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            start_new_session=True,
+            timeout=START_SECONDS,
+            check=True,
         )
-    except OSError as err:
-        raise HostError(f"the watchdog over the update could not be started: {err}. Nothing was changed") from err
+    except (OSError, subprocess.SubprocessError) as err:
+        raise HostError(f"the watchdog over the update could not be started: {err}") from err
     _wait_until_armed(entry.id)
 
 
 def _detached(identifier: str) -> List[str]:
-    """Under systemd a unit of its own: stopping the minion's, or the session's, would end all that they started."""
-    if not os.path.isdir("/run/systemd/system") or not shutil.which("systemd-run"):
-        return []
-    return ["systemd-run", "--quiet", "--collect", "--unit", f"iptlive-{identifier}"]
+    """The program that starts it out of reach of whoever ends the minion's, or the session's, processes."""
+    if os.path.isdir("/run/systemd/system") and shutil.which("systemd-run"):
+        return ["systemd-run", "--quiet", "--collect", "--unit", f"iptlive-{identifier}"]
+    return ["setsid", "--fork"]
 
 
 def _wait_until_armed(identifier: str) -> None:
@@ -61,12 +63,8 @@ def _wait_until_armed(identifier: str) -> None:
         time.sleep(0.02)
 
 
-def _folder(identifier: str) -> str:
-    return os.path.join(journal.FOLDER, "watchdog", identifier)
-
-
 def _armed_mark(identifier: str) -> str:
-    return os.path.join(_folder(identifier), "armed")
+    return os.path.join(journal.watchdog_folder(identifier), "armed")
 
 
 def watch(identifier: str) -> None:
@@ -74,35 +72,54 @@ def watch(identifier: str) -> None:
     with open(_armed_mark(identifier), "w", encoding="ascii") as mark:
         mark.write(str(os.getpid()))
     unreachable: List[str] = []
+    pause = 0.0
     while True:
-        entry = journal.load(identifier)
-        if entry is None or entry.state not in journal.UNFINISHED:
-            return
-        if entry.state == "pending" and entry.checks:
-            unreachable = [check for check in entry.checks if not _reachable(check)]
-            if not unreachable:
-                with contextlib.suppress(HostError):  # settled by somebody else, or tried again in a moment
-                    update.confirm(identifier, LOCK_SECONDS)
-                continue
-        if entry.deadline is not None and journal.since_boot() > entry.deadline:
-            update.expire(identifier, _why(entry, unreachable), LOCK_SECONDS)
-            return
-        time.sleep(INTERVAL)
+        time.sleep(pause)
+        pause = INTERVAL
+        try:
+            entry = journal.load(identifier)
+            if entry is None or entry.state not in journal.UNFINISHED:
+                return
+            left = update.seconds_left(entry)
+            if left and entry.checks:
+                unreachable = _unreachable(entry.checks, min(left, CONNECT_SECONDS))
+            _look_after(entry, unreachable)
+        except BusyError:
+            continue  # somebody else is at work
+        except HostError as err:
+            sys.stderr.write(f"{err}\n")  # for systemd's journal
+            pause = RETRY_INTERVAL
 
 
-def _why(entry: Entry, unreachable: List[str]) -> str:
+def _look_after(entry: Entry, unreachable: List[str]) -> None:
+    """Confirm it, or take it back: at its deadline, and at once where the run that was making it has died."""
+    if update.seconds_left(entry):
+        if entry.checks and not unreachable:
+            update.confirm(entry.id, 0)
+        return
+    why = f"not confirmed within {entry.seconds} seconds"
     if unreachable:
-        return f"{', '.join(unreachable)} could not be reached within {entry.seconds} seconds"
-    return f"not confirmed within {entry.seconds} seconds"
+        why = f"{', '.join(unreachable)} could not be reached within {entry.seconds} seconds"
+    update.expire(entry.id, why, 0)
 
 
-def _reachable(check: str) -> bool:
+def _unreachable(checks: Tuple[str, ...], seconds: float) -> List[str]:
+    """In threads, for a name server that gives no answer must not make us miss the deadline."""
+    reached: List[str] = []
+    threads = [threading.Thread(target=_try, args=(check, reached), daemon=True) for check in checks]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+    return [check for check in checks if check not in reached]
+
+
+def _try(check: str, reached: List[str]) -> None:
     """Whether a new connection can be opened."""
-    try:
+    with contextlib.suppress(OSError):
         socket.create_connection(_address(check), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        reached.append(check)
 
 
 def _address(check: str) -> Tuple[str, int]:
@@ -115,7 +132,7 @@ def main() -> None:
     try:
         watch(identifier)
     finally:
-        shutil.rmtree(_folder(identifier), ignore_errors=True)
+        shutil.rmtree(journal.watchdog_folder(identifier), ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def _answer(applied):
         answer.update(applied=True, changes=report.done(applied.entry.steps), id=applied.entry.id)
         if applied.entry.state == "pending":
             answer["confirm"] = report.update(_settled(applied.entry))
-            if answer["confirm"]["state"] == "taken_back":
+            if _lost(answer):
                 answer.update(applied=False, changes={})
     return neighbours.annotate(answer, applied.found, _owners(), applied.entry.steps if applied.entry else ())
 
@@ -370,10 +370,14 @@ def _pillar():
 
 
 def _with_retcode(answer):
-    taken_back = answer.get("confirm", {}).get("state") == "taken_back"
-    if answer["status"] == "refused" or taken_back:
+    if answer["status"] == "refused" or _lost(answer):
         __context__["retcode"] = 1
     return answer
+
+
+def _lost(answer):
+    """Whether an update that had to be confirmed was not."""
+    return answer.get("confirm", {"state": "confirmed"})["state"] not in ("confirmed", "pending")
 
 
 @contextlib.contextmanager
@@ -385,3 +389,5 @@ def _salt_errors():
         raise SaltInvocationError(str(err)) from err
     except HostError as err:
         raise CommandExecutionError(report.plain(str(err))) from err
+    except OSError as err:  # a full disk below /tmp, for one
+        raise CommandExecutionError(f"the host gives no room to work in: {err}") from err

@@ -65,7 +65,7 @@ def managed(name, **options):
     except (CommandExecutionError, SaltInvocationError) as err:
         ret.update(result=False, comment=str(err))
         return ret
-    if answer.get("confirm", {}).get("state") == "taken_back":
+    if "confirm" in answer and answer["confirm"]["state"] != "confirmed":
         ret.update(result=False, comment="rolled back: {reason} (update {id}).".format(**answer["confirm"]))
         return ret
     ret["changes"] = {chain: [_step(step) for step in steps] for chain, steps in answer["changes"].items()}
