@@ -153,8 +153,8 @@ class Namespace(Scratch):
         return {**self._committed(task, others), **self._discarded(task, with_object)}
 
     def _make_sets(self, names: Iterable[str]) -> None:
-        """Stubs: for a rule's text neither type nor content of a set matters."""
-        stubs = "".join(f"create {name} hash:ip\n" for name in sorted(names))
+        """Stubs: for a rule's text a set's type and content do not matter, and a list:set belongs to both families."""
+        stubs = "".join(f"create {name} list:set\n" for name in sorted(names))
         if stubs:
             done = self.run(["ipset", "restore", "-exist"], stubs)
             if done.status:
