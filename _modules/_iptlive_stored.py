@@ -152,9 +152,10 @@ class _Reader:
 
     @staticmethod
     def _refused_by_restore(raw: str, line: str) -> bool:
+        """Blanks in front of anything but a rule, in an otherwise empty line, around COMMIT."""
         if raw == line:
             return False
-        return not line or line[0] in "#*:[" or line == "COMMIT"
+        return not line or line == "COMMIT" or (line[0] in "#*:[" and raw[0] in " \t")
 
     def _check_bytes(self, raw: str) -> None:
         if len(raw) > LONGEST_LINE:
