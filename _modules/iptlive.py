@@ -56,6 +56,7 @@ confirm_check
 
 import contextlib
 
+import _iptlive_export as exporter
 import _iptlive_journal as journal
 import _iptlive_neighbours as neighbours
 import _iptlive_options as options_room
@@ -334,6 +335,39 @@ def foreign(**options):
     """
     with _salt_errors():
         return neighbours.foreign(survey.survey(_options(options)), _owners())
+
+
+def export(test=False, overwrite=False, **options):
+    """
+    Write the stored files from the live kernel, without the chains and rules of known other programs (those that
+    :py:func:`foreign` names). For a host that never had a stored file, or whose file was saved with Docker's rules in
+    it. The files are the ones that option ``files`` names, or the usual ones; the kernel is not changed.
+
+    A file is written only when it plans as in sync with the kernel. Where a chain holds the same rule twice the second
+    copy is left out, unless ``duplicates`` is ``allow``.
+
+    test
+        ``True``: write nothing, and return the text.
+    overwrite
+        ``True``: replace files that are there; the old ones are kept with ``.before-export`` added to their names.
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns per family ``file``, ``written``, ``rules`` (how many were exported), ``left_out`` (how many rules of each
+    owner), ``warnings``, and with ``test`` the ``text``.
+
+    Raises ``SaltInvocationError`` for an unknown or ill-typed option, and ``CommandExecutionError`` where a file is
+    there already, or cannot be written.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call iptlive.export test=True families='[ipv4]' --out=json
+        salt '*' iptlive.export overwrite=True
+    """
+    with _salt_errors():
+        return exporter.export(_options(options), _owners(), not test, overwrite)
 
 
 def enabled():
