@@ -18,7 +18,7 @@ MINE = """\
 :OUTPUT ACCEPT [0:0]
 :OFFICE - [0:0]
 -A INPUT -i lo -j ACCEPT
--A INPUT -s 192.0.2.0/24 -m comment --comment "the office's \\"inner\\" net" -j OFFICE
+-A INPUT -s 192.0.2.0/24 -m comment --comment "the office and its \\"inner\\" net" -j OFFICE
 -A INPUT -j LOG
 -A INPUT -p icmp -j ACCEPT
 -A INPUT -j LOG
