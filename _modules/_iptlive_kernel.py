@@ -166,6 +166,20 @@ def _by_table(wanted: Dict[str, Sequence[str]], listed) -> Dict[str, Table]:
     return {table: dict(next(listing) for _ in chains) for table, chains in wanted.items()}
 
 
+def save_texts(tools: Tools) -> Dict[str, str]:
+    """Every table in iptables-save syntax; one that the kernel does not have yet as it would be when new."""
+    texts = {}
+    for name, chains in BUILTIN.items():
+        texts[name] = "*{}\n{}COMMIT\n".format(name, "".join(f":{chain} ACCEPT [0:0]\n" for chain in chains))
+    for name in present(tools, BUILTIN):
+        done = run([tools.save, "-t", name])
+        if done.status:
+            raise HostError(f"{tools.save}: {message(done.err)}")
+        if parse_save(done.out):
+            texts[name] = done.out
+    return texts
+
+
 def present(tools: Tools, names: Iterable[str]) -> List[str]:
     """Those of the tables that can be read without creating them."""
     if tools.backend == "nft":

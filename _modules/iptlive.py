@@ -56,6 +56,7 @@ confirm_check
 
 import contextlib
 
+import _iptlive_backup as backup_room
 import _iptlive_export as exporter
 import _iptlive_journal as journal
 import _iptlive_neighbours as neighbours
@@ -72,7 +73,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "iptlive"
 
 PILLAR = "iptlive"
-PILLAR_ONLY = ("enabled", "owners")
+PILLAR_ONLY = ("enabled", "hosts", "owners")
 
 
 def __virtual__():
@@ -368,6 +369,74 @@ def export(test=False, overwrite=False, **options):
     """
     with _salt_errors():
         return exporter.export(_options(options), _owners(), not test, overwrite)
+
+
+def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options):
+    """
+    Save the stored files and the kernel's rules, every table of each family.
+
+    The files have the names of the original scripts: ``debian-v4-rules`` or ``centos-v4-rules`` (``stored-v4-rules``
+    for a stored file elsewhere), ``in-kernel-v4-rules-filter`` and so on. Each can be given to :py:func:`plan` as
+    ``files``, to compare it with the present, and to ``iptables-restore``.
+
+    dest
+        Where the folder ``iptables-backup-YYYYmmdd-HHMMSS`` is made (mode 0700, its files 0600). It appears whole or
+        not at all.
+    retain
+        How many backups to keep there; the oldest are removed.
+    returned
+        ``True``: write nothing, and return the files' texts. ``packed``: write the folder, and return its first part
+        for the runner ``iptlive.backup``.
+    options
+        ``families``, ``files`` and ``backend``, see the module's description.
+
+    Returns ``files`` (names with sizes, or with ``returned=True`` with texts) and ``warnings``; where a folder was
+    written also ``path`` and ``pruned``; with ``returned=packed`` also what :py:func:`backup_part` returns.
+
+    Raises ``SaltInvocationError`` for wrong arguments, ``CommandExecutionError`` for what cannot be read or written.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.backup
+        salt '*' iptlive.plan files='{ipv4: /var/lib/iptlive/backup/iptables-backup-20260714-061500/debian-v4-rules}'
+    """
+    with _salt_errors():
+        backup_room.check_place(dest, retain)
+        if returned not in (False, True, "packed"):
+            raise InputError(f"returned: expected true, false or packed, got {returned!r}")
+        saved = backup_room.collect(_options(options))
+        warnings = [report.plain(warning) for warning in saved.warnings]
+        if returned is True:
+            texts = {name: report.plain(data.decode("utf-8", "surrogateescape")) for name, data in saved.files.items()}
+            return {"files": texts, "warnings": warnings}
+        path, pruned = backup_room.write(dest, retain, saved.files)
+        sizes = {name: len(data) for name, data in saved.files.items()}
+        answer = {"files": sizes, "warnings": warnings, "path": path, "pruned": pruned}
+        return dict(answer, **backup_room.packed(saved.files)) if returned else answer
+
+
+def backup_part(path, part=0):
+    """
+    Return one part of a backup, for the runner ``iptlive.backup``: a large one does not fit into one answer.
+
+    path
+        The folder, as :py:func:`backup` returned it.
+    part
+        Which part, counted from 0.
+
+    Returns ``parts`` (how many there are), ``part`` and ``archive``, its base64 text. All of them together are zlib
+    data: for each file a line with its name and its length in bytes, and its bytes.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 iptlive.backup_part /var/lib/iptlive/backup/iptables-backup-20260714-061500 part=1
+    """
+    with _salt_errors():
+        return backup_room.packed(backup_room.read(path), part)
 
 
 def enabled():

@@ -1,0 +1,200 @@
+"""
+A network of throw-away hosts: a master, minions, and hosts that have only sshd and python3.
+
+    with Fleet(minions=4, ssh_hosts=2) as fleet:
+        fleet.minions["m1"].write("/etc/iptables/rules.v4", text)
+        fleet.salt("*", "iptlive.plan").value
+        fleet.salt_ssh("*", "state.apply", "iptlive", "test=True").value
+        fleet.salt_run("iptlive.report", "*").value
+
+Minion ``m1`` has the nft backend, ``m2`` the legacy one, and so on; ``s1`` is reached as root, ``s2`` as a user with
+sudo. All are ports of one bridge in the master's namespace. Salt is the one that runs this program.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab.host import BACKENDS, REPO, Host, minion_options, wire
+
+PROGRAMS = Path(sys.executable).parent
+BASE = "/run/lab/salt"
+KEY = "/run/lab/id_ed25519"
+KNOWN_HOSTS = "/run/lab/known_hosts"
+HOME = "/run/home"  # the machine's own home directories are not ours
+SSHD = f"""\
+HostKey {HOME}/ssh_host_ed25519_key
+AuthorizedKeysFile {HOME}/authorized_keys
+Subsystem sftp internal-sftp
+StrictModes no
+UsePAM no
+PidFile none
+"""
+
+
+class Done(NamedTuple):
+    """What a Salt program printed (``value``: its JSON, None where it printed none) and its exit status."""
+
+    value: Any
+    retcode: int
+    stdout: str
+    stderr: str
+
+
+class Fleet:
+    """A master and its hosts; use it as a context manager, or ``close()`` it."""
+
+    def __init__(self, minions=2, ssh_hosts=2):
+        self.minions = {}
+        self.ssh_hosts = {}
+        self.master = Host("nft")
+        try:
+            self._start_master()
+            for number in range(1, minions + 1):
+                self._start_minion(f"m{number}", f"198.51.100.{10 + number}", BACKENDS[(number - 1) % 2])
+            for number in range(1, ssh_hosts + 1):
+                self._start_ssh_host(f"s{number}", f"198.51.100.{20 + number}", BACKENDS[(number - 1) % 2])
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def close(self):
+        for host in [*self.minions.values(), *self.ssh_hosts.values(), self.master]:
+            host.close()
+
+    def hosts(self):
+        return {**self.minions, **self.ssh_hosts}
+
+    # --- Salt's programs, on the master --------------------------------------------------------------------------
+
+    def salt(self, target, *args, **options):
+        return self._program("salt", "--static", "--timeout=15", target, *args, **options)
+
+    def salt_ssh(self, target, *args, **options):
+        return self._program("salt-ssh", "--static", target, *args, **options)
+
+    def salt_run(self, *args, **options):
+        return self._program("salt-run", *args, **options)
+
+    def _program(self, name, *args, out="json", timeout=300, cwd="/run/lab"):
+        argv = [PROGRAMS / name, "--config-dir", BASE, f"--out={out}", *args]
+        done = self.master.run(["env", "--chdir", cwd, *argv], check=False, timeout=timeout)
+        return Done(_json(done.stdout), done.returncode, done.stdout, done.stderr)
+
+    def pillar(self, data, **files):
+        """Give every host this pillar; ``files`` are further pillar files, by target of the top file."""
+        top = {"*": ["lab"], **{target: [name] for name, (target, _) in files.items()}}
+        self.master.write("/run/lab/pillar/top.sls", json.dumps({"base": top}))
+        self.master.write("/run/lab/pillar/lab.sls", json.dumps(data))
+        for name, (_, content) in files.items():
+            self.master.write(f"/run/lab/pillar/{name}.sls", json.dumps(content))
+        self.salt("*", "saltutil.refresh_pillar", "wait=True")
+
+    # --- making the hosts ----------------------------------------------------------------------------------------
+
+    def _start_master(self):
+        host = self.master
+        host.run(["ip", "link", "add", "br0", "type", "bridge"])
+        host.run(["ip", "address", "add", "198.51.100.1/24", "dev", "br0"])
+        host.run(["ip", "link", "set", "br0", "up"])
+        host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", KEY])
+        options = minion_options(BASE)
+        options.update(
+            id="control",
+            interface="198.51.100.1",
+            pillar_roots={"base": ["/run/lab/pillar"]},
+            file_roots={"base": [str(REPO), str(REPO / "salt"), "/run/lab/states"]},
+            pidfile=BASE + "/master.pid",
+            auto_accept=True,
+            worker_threads=2,
+            known_hosts_file=KNOWN_HOSTS,
+            wrapper_dirs=[str(REPO / "wrapper")],
+            ssh_minion_opts={"wrapper_dirs": [str(REPO / "wrapper")]},
+            roster_file=BASE + "/roster",
+            roster_defaults={"priv": KEY, "timeout": 10},
+        )
+        for minions_only in ("extension_modules", "file_client"):
+            options.pop(minions_only)
+        host.write(BASE + "/master", json.dumps(options))
+        host.write(BASE + "/Saltfile", "")
+        host.write("/run/lab/states/.keep", "")
+        host.write("/run/lab/pillar/top.sls", "{}")
+        self._daemon(host, "salt-master")
+        self.salt_run("saltutil.sync_all")
+
+    def _start_minion(self, name, address, backend):
+        host = self.minions[name] = self._connected(name, address, backend)
+        options = minion_options(BASE)
+        for masterless in ("file_client", "file_roots", "pillar_roots"):
+            options.pop(masterless)
+        options.update(id=name, master="198.51.100.1", random_startup_delay=0, acceptance_wait_time=1)
+        host.write(BASE + "/minion", json.dumps(options))
+        self._daemon(host, "salt-minion")
+
+    def _start_ssh_host(self, name, address, backend):
+        host = self.ssh_hosts[name] = self._connected(name, address, backend)
+        host.run(["sed", "-i", f"s,:/root:,:{HOME}:,", "/etc/passwd"])
+        host.run(["useradd", "--home-dir", HOME + "/admin", "--create-home", "--password", "*", "admin"])
+        host.write("/etc/sudoers.d/admin", "admin ALL=(ALL) NOPASSWD: ALL\n", mode="0440")
+        host.write(HOME + "/authorized_keys", self.master.read(KEY + ".pub"))
+        host.write(HOME + "/sshd_config", SSHD)
+        host.run(["mkdir", "-p", "/run/sshd"])
+        self.new_host_key(name)
+        users = {"s1": {"user": "root"}, "s2": {"user": "admin", "sudo": True}}
+        roster = {
+            known: {"host": f"198.51.100.{20 + int(known[1:])}", **users.get(known, {"user": "root"})}
+            for known in self.ssh_hosts
+        }
+        self.master.write(BASE + "/roster", json.dumps(roster))
+
+    def new_host_key(self, name):
+        """Give an ssh host a new key, as if it had been installed anew; returns its fingerprint."""
+        host, key = self.ssh_hosts[name], HOME + "/ssh_host_ed25519_key"
+        host.run(["pkill", "-o", "-x", "sshd"], check=False)
+        host.run(["rm", "-f", key, key + ".pub"])
+        host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
+        host.popen(["/usr/sbin/sshd", "-D", "-f", HOME + "/sshd_config"])
+        return host.run(["ssh-keygen", "-l", "-f", key + ".pub"]).stdout.split()[1]
+
+    def trust_hosts(self):
+        """Write the master's known_hosts from the hosts' own key files."""
+        lines = []
+        for number, host in enumerate(self.ssh_hosts.values(), 1):
+            kind, key = host.read(HOME + "/ssh_host_ed25519_key.pub").split()[:2]
+            lines.append(f"198.51.100.{20 + number} {kind} {key}\n")
+        self.master.write(KNOWN_HOSTS, "".join(lines), mode="0600")
+
+    def _connected(self, name, address, backend):
+        host = Host(backend)
+        wire(self.master, host, name, (None, address + "/24"), bridge="br0")
+        return host
+
+    def _daemon(self, host, program):
+        with open("/dev/null", "r+b") as null:
+            host.popen([PROGRAMS / program, "--config-dir", BASE], stdin=null, stdout=null, stderr=null)
+
+    def _wait(self):
+        self.trust_hosts()
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            answered = self.salt("*", "test.ping", timeout=60).value or {}
+            if all(answered.get(name) is True for name in self.minions):
+                self.salt("*", "saltutil.sync_all")
+                return
+        raise RuntimeError("the minions did not come up; the master's log:\n" + self.master.read(BASE + "/log")[-4000:])
+
+
+def _json(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
