@@ -78,6 +78,32 @@ def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options)
     return _remote("backup", dest=dest, retain=retain, returned=returned, **settings)
 
 
+def foreign(**options):
+    """
+    List the kernel rules that no stored line accounts for, see the execution module.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-ssh '*' iptlive.foreign
+    """
+    return _remote("foreign", **_merged(options))
+
+
+def export(test=False, overwrite=False, **options):
+    """
+    Write the stored files from the live kernel, see the execution module.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-ssh '*' iptlive.export test=True
+    """
+    return _remote("export", test=test, overwrite=overwrite, **_merged(options))
+
+
 def enabled():
     """
     Tell whether iptlive may change this host, see the execution module.
