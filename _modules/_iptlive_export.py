@@ -31,12 +31,12 @@ class Candidate(NamedTuple):
     warnings: Tuple[str, ...]
 
 
-def export(options: Options, owners: Owners, write: bool, overwrite: bool) -> Dict[str, Any]:
+def export(options: Options, owners: Owners, test: bool, overwrite: bool) -> Dict[str, Any]:
     """Per family the file, and what was left out; written only where all of them plan as in sync. Raises HostError."""
     kernel.check_rights()
     tools = [kernel.find_tools(family, options.backend) for family in options.families]
     paths = {family: destination(family, options.files[family]) for family in options.families}
-    if write and not overwrite:
+    if not test and not overwrite:
         _refuse_existing(paths.values())
     for attempt in range(1, ATTEMPTS + 1):
         found = {one.family: _candidate(options, owners, one, paths[one.family]) for one in tools}
@@ -48,10 +48,10 @@ def export(options: Options, owners: Owners, write: bool, overwrite: bool) -> Di
                 "nothing was written: the exported rules do not plan as in sync with the kernel they were read from: "
                 + "; ".join(differences)
             )
-    if write:
+    if not test:
         for candidate in found.values():
-            put(candidate.path, candidate.text)
-    return {FAMILIES[family]: _result(candidate, write) for family, candidate in found.items()}
+            write(candidate.path, candidate.text, keep=True)
+    return {FAMILIES[family]: _result(candidate, not test) for family, candidate in found.items()}
 
 
 def destination(family: str, candidates: Tuple[str, ...]) -> str:
@@ -165,18 +165,19 @@ def _differences(options: Options, found: Dict[str, Candidate]) -> List[str]:
     return differences + [f"{key}: {len(plan.edits)} changes" for key, plan in planned.plans() if plan.edits]
 
 
-def put(path: str, text: str) -> None:
-    """Write the file as a whole or not at all; the one that was there is kept beside it, and lends its rights."""
+def write(path: str, text: str, keep: bool = False) -> None:
+    """Write a file as a whole or not at all; one that was there lends its rights, and is kept beside it on request."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".iptlive-", dir=os.path.dirname(path)) as folder:
-            fresh = os.path.join(folder, "rules")
+            fresh = os.path.join(folder, "fresh")
             _create(fresh, text, 0o600)
             if os.path.exists(path):
                 was = os.stat(path)
                 os.chown(fresh, was.st_uid, was.st_gid)
                 os.chmod(fresh, was.st_mode & 0o7777)
-                _keep(path)
+                if keep:
+                    _keep(path)
             os.replace(fresh, path)
     except OSError as err:
         raise HostError(f"{path}: cannot be written: {err.strerror}") from err

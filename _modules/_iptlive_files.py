@@ -26,9 +26,8 @@ def choose(family: str, candidates: Iterable[str]) -> str:
     listed = ", ".join(there or names)
     if not there:
         raise HostError(
-            f"{FAMILIES[family]}: no stored file: expected exactly one of {listed}. Create it, name it in 'files', "
-            f"or take '{family}' out of "
-            "'families'"
+            f"{FAMILIES[family]}: no stored file: expected exactly one of {listed}. Create it (iptlive.export writes "
+            f"one from the live rules), name it in 'files', or take '{family}' out of 'families'"
         )
     raise HostError(
         f"{FAMILIES[family]}: {len(there)} stored files, expected exactly one: {listed}. Remove all but one, or name "

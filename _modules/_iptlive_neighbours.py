@@ -5,8 +5,9 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 
 import _iptlive_kernel as kernel
 from _iptlive_align import align
+from _iptlive_graph import View
 from _iptlive_journal import Step
-from _iptlive_model import BUILTIN, chain_key
+from _iptlive_model import BUILTIN, HostError, chain_key, is_builtin
 from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_plan import ChainPlan, StoredState
 from _iptlive_report import plain
@@ -52,6 +53,36 @@ def foreign(found: Survey, owners: Owners) -> Dict[str, List[Dict[str, Any]]]:
                 if rules:
                     listed[chain_key(view.tools.family, table, chain)] = rules
     return listed
+
+
+def views(found: Survey) -> Iterable[View]:
+    """What a picture is drawn from: every table that holds something or is stored; all tables are read."""
+    for view in found.families:
+        content = kernel.read_tables(view.tools, BUILTIN)
+        for table in BUILTIN:
+            plans, chains = view.plans.get(table, {}), content.get(table, {})
+            if plans or any(state.rules for state in chains.values()):
+                yield View(
+                    view.tools.family,
+                    table,
+                    chains,
+                    {
+                        chain: lines_of(state, chains[chain].rules)
+                        for chain, state in view.states.get(table, {}).items()
+                        if chain in chains
+                    },
+                    {chain: len(plan.edits) for chain, plan in plans.items()},
+                    {chain for chain, plan in plans.items() if plan.refusals},
+                    [chain for chain in plans if chain not in chains and not is_builtin(table, chain)],
+                )
+
+
+def svg(text: str) -> str:
+    """A Graphviz graph as a picture."""
+    done = kernel.run(["dot", "-Tsvg"], text)
+    if done.status:
+        raise HostError(f"dot: {kernel.message(done.err)}")
+    return done.out
 
 
 def lines_of(state: StoredState, rules: Sequence[str]) -> List[Optional[int]]:

@@ -58,6 +58,7 @@ import contextlib
 
 import _iptlive_backup as backup_room
 import _iptlive_export as exporter
+import _iptlive_graph as grapher
 import _iptlive_journal as journal
 import _iptlive_neighbours as neighbours
 import _iptlive_options as options_room
@@ -368,7 +369,46 @@ def export(test=False, overwrite=False, **options):
         salt '*' iptlive.export overwrite=True
     """
     with _salt_errors():
-        return exporter.export(_options(options), _owners(), not test, overwrite)
+        return exporter.export(_options(options), _owners(), test, overwrite)
+
+
+def graph(form="dot", path=None, **options):
+    """
+    Draw the chains of all tables and their jumps: what is stored, what is foreign and whose, what would change.
+    Reads only. In a table with many chains those whose names begin alike are drawn as one.
+
+    form
+        ``dot`` (Graphviz), ``mermaid``, or ``svg`` where Graphviz is installed. Default: ``dot``.
+    path
+        A file to write; without it the text is returned.
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns the text, or the path it was written to.
+
+    Raises what :py:func:`plan` raises, and ``CommandExecutionError`` where Graphviz is needed and missing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call iptlive.graph svg /tmp/firewall.svg
+        salt-call iptlive.graph mermaid --out=txt
+    """
+    if path is not None and not path.startswith("/"):
+        raise SaltInvocationError(f"path: expected an absolute path, got {path!r}")
+    if form not in ("dot", "mermaid", "svg"):
+        raise SaltInvocationError(f"form: expected dot, mermaid or svg, got {form!r}")
+    with _salt_errors():
+        known = _owners()
+        pictures = [grapher.picture(view, known) for view in neighbours.views(survey.survey(_options(options)))]
+        text = report.plain(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
+        if form == "svg":
+            text = neighbours.svg(text)
+        if path is None:
+            return text
+        exporter.write(path, text)
+        return path
 
 
 def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options):

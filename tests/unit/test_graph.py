@@ -1,0 +1,88 @@
+"""The picture of the tables: nothing lost by collapsing, and both languages well-formed."""
+
+import re
+import shutil
+import subprocess
+
+import _iptlive_graph as graph
+import _iptlive_owners as owners
+from _iptlive_model import Chain
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+KNOWN = owners.parse({})
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9:;\"'\\[\](){}|<>%+.-]{0,9}([-_][A-Za-z0-9]{1,6}){0,3}", fullmatch=True)
+
+
+@st.composite
+def tables(draw):
+    """A table of some chains that jump at random; and for each rule a stored line, or none."""
+    own = draw(st.lists(NAMES, max_size=60, unique=True))
+    chains = ["INPUT", "FORWARD", "OUTPUT"] + [name for name in own if name not in ("INPUT", "FORWARD", "OUTPUT")]
+    content, lines = {}, {}
+    for chain in chains:
+        jumps = draw(st.lists(st.sampled_from(own or ["ACCEPT"]), max_size=3))
+        rules = tuple("-j ACCEPT" if '"' in target else f"-p tcp -j {target}" for target in jumps)
+        content[chain] = Chain("ACCEPT" if chain in chains[:3] else None, rules)
+        lines[chain] = draw(st.lists(st.none() | st.integers(1, 99), min_size=len(rules), max_size=len(rules)))
+    changes = dict.fromkeys(draw(st.lists(st.sampled_from(chains), max_size=3)), 2)
+    refused = set(draw(st.lists(st.sampled_from(chains), max_size=2)))
+    return graph.View("ipv4", "filter", content, lines, changes, refused)
+
+
+@given(tables())
+def test_collapsing_loses_no_chain_rule_or_jump(view):
+    picture = graph.picture(view, KNOWN)
+    names = {node.name for node in picture.nodes}
+    assert len(names) == len(picture.nodes)
+    idle = sum(not state.rules and not view.changes.get(chain) and chain not in view.refused
+               for chain, state in view.content.items() if state.policy)  # fmt: skip
+    assert sum(node.chains for node in picture.nodes) == len(view.content) - idle
+    rules = [rule for state in view.content.values() for rule in state.rules]
+    stored = sum(line is not None for lines in view.lines.values() for line in lines)
+    assert sum(sum(node.numbers.values()) for node in picture.nodes) == len(rules)
+    assert sum(node.numbers.get("stored", 0) for node in picture.nodes) == stored
+    assert all({edge.source} <= names for edge in picture.edges)
+
+
+@given(tables())
+def test_every_line_of_mermaid_is_one_of_its_statements(view):
+    statement = re.compile(
+        r'flowchart LR|  subgraph t\d+\["IPv4/filter"\]|    t\d+n\d+[\[(][\[("]+[\w .,:;#()*/+<>-]+"[)\]]+'
+        r"|    style t\d+n\d+ [\w#:,-]+|  end|  t\d+n\d+ (-- \d+x )?--> t\d+n\d+|  linkStyle \d+ stroke:#\w+"
+    )
+    for line in graph.mermaid([graph.picture(view, KNOWN)]).splitlines():
+        assert statement.fullmatch(line), line
+
+
+def test_a_host_with_hundreds_of_chains_stays_readable():
+    content = {"PREROUTING": Chain("ACCEPT", ("-j KUBE-SERVICES",)), "KUBE-SERVICES": Chain(None, ())}
+    for kind in ("SVC", "SEP"):
+        content.update({f"KUBE-{kind}-{number:04}": Chain(None, ("-j KUBE-MARK",)) for number in range(100)})
+    content["KUBE-MARK"] = Chain(None, ("-j MARK",))
+    picture = graph.picture(graph.View("ipv4", "nat", content, {}, {}, ()), KNOWN)
+    assert {(node.name, node.chains, node.owner) for node in picture.nodes} == {
+        ("PREROUTING", 1, None),
+        ("KUBE-SERVICES", 1, "kubernetes"),
+        ("KUBE-MARK", 1, "kubernetes"),
+        ("KUBE-SVC-*", 100, "kubernetes"),
+        ("KUBE-SEP-*", 100, "kubernetes"),
+    }
+    assert graph.Edge("KUBE-SVC-*", "KUBE-MARK", 100, "kubernetes") in picture.edges
+
+
+def test_zones_collapse_by_what_they_have_in_common():
+    content = {f"{zone}_{what}": Chain(None, ()) for zone in "abcdefghijkl" for what in ("fwd", "in", "out")}
+    drawn = graph.collapsed("filter", content, KNOWN)
+    assert {drawn[chain] for chain in content if chain.endswith("_out")} == {"*_out"}
+    assert len(set(drawn.values())) <= graph.MOST_NODES
+
+
+@settings(max_examples=20)
+@given(tables())
+def test_graphviz_can_read_it(view):
+    text = graph.dot([graph.picture(view, KNOWN)])
+    program = shutil.which("dot")
+    if program:
+        subprocess.run([program, "-Tcanon"], input=text, text=True, check=True, stdout=subprocess.DEVNULL)
+    assert text.count("{") >= 3
