@@ -85,9 +85,10 @@ def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]
     for name in stored.tables:
         rules = [item for item in chosen if item.table == name]
         writer.lines.append("*" + name)
-        writer.lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}), rules)]
+        writer.lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}), rules) + [BENCH]]
         for item in rules:
-            writer.rule(item, item.rule.chain, item.rule.spec)
+            # What is to be deleted need not go together with what is stored: two jumps may make a loop.
+            writer.rule(item, BENCH if item.rule.delete else item.rule.chain, item.rule.spec)
         writer.lines.append("COMMIT")
     return writer.load({})
 
