@@ -1,5 +1,7 @@
 """What an update does to the real kernel, beside the manual's examples."""
 
+import sys
+
 import pytest
 
 IPV4_ONLY = {"families": ["ipv4"]}
@@ -45,3 +47,41 @@ def test_policy_of_a_chain_in_use(host):
         "IPv4/filter/INPUT": [{"action": "policy", "position": None, "rule": "DROP", "line": 2, "was": "ACCEPT"}]
     }
     assert ":INPUT DROP" in host.save()
+
+
+COUNTED = """\
+*filter
+-A INPUT -p udp -m udp --dport 1001 -j ACCEPT
+-A INPUT -p udp -m udp --dport 1002 -j ACCEPT
+-A INPUT -p udp -m udp --dport 1003 -j ACCEPT
+-A INPUT -j DROP
+COMMIT
+"""
+SEND = """
+import socket, sys
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for port in [1001] * 5 + [1002] * 6 + [1003] * 7 + [1004] * 8:
+        sender.sendto(b"x", (sys.argv[1], port))
+"""
+
+
+@pytest.mark.parametrize(("family", "address"), [("ipv4", "127.0.0.1"), ("ipv6", "::1")])
+def test_counters_of_rules_that_stay(host, family, address):
+    """Stored and foreign ones alike: a rule that is not announced is not written again."""
+    host.restore(COUNTED, family)
+    host.run([sys.executable, "-I", "-S", "-c", SEND, address])
+    before = rules_with_counters(host, family)
+    assert [rule.split(":")[0] for rule in before][:3] == ["[5", "[6", "[7"]
+    host.write(
+        f"/etc/iptables/rules.{family[2:]}",
+        "*filter\n-A INPUT -p udp --dport 1001 -j ACCEPT\n#DELETE# -A INPUT -p udp --dport 1002 -j ACCEPT\n"
+        "-A INPUT -p udp --dport 1000 -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n",
+    )
+    done = host.call("iptlive.apply", families=[family], placement="after").value
+    assert [step["action"] for step in done["changes"][f"IP{family[2:]}/filter/INPUT"]] == ["delete", "insert"]
+    new = "[0:0] -A INPUT -p udp -m udp --dport 1000 -j ACCEPT"
+    assert rules_with_counters(host, family) == [before[0], new, before[2], before[3]]
+
+
+def rules_with_counters(host, family):
+    return [line for line in host.save(family, counters=True).splitlines() if "-A" in line]
