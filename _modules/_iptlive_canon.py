@@ -239,10 +239,14 @@ def _refusal(task: _Task, item, done: Done) -> HostError:
     where = f"{task.stored.path}, line {item.rule.line}" if item else task.stored.path
     what = f" the rule '-A {item.rule.chain} {item.rule.spec}'" if item else " it"
     program = os.path.basename(task.tools.restore)
-    cure = "Correct the line"
+    cure = (
+        "Correct the line"
+        if item
+        else "No rule is to blame: see whether the kernel has these tables, and the chains' names"
+    )
     for pattern, sentence in _CURES:
         found = pattern.search(done.err)
         if found:
             cure = sentence.format(*found.groups())
             break
-    return HostError(f"{where}: {program} refuses{what}: {message(done.err)}. {cure}; nothing was changed")
+    return HostError(f"{where}: {program} refuses{what}: {message(done.err).rstrip('.')}. {cure}; nothing was changed")
