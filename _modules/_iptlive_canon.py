@@ -48,7 +48,8 @@ def canonical(scratch: "Scratch", tools: Tools, stored: StoredFile, live: Dict[s
     found = references.check(stored, live, texts.items(stored), host)
     spelled = scratch.spell(_Task(tools, stored, live), found.usable, found.sets)
     spelling = texts.Spelling(spelled, found.refusals, resolved.lines)
-    return Canonical(texts.states(stored, spelling, live), tuple(resolved.warnings))
+    caveats = [f"{FAMILIES[tools.family]}: {scratch.caveat}"] if scratch.caveat else []
+    return Canonical(texts.states(stored, spelling, live), tuple(resolved.warnings + caveats))
 
 
 def existing_sets() -> Set[str]:
@@ -69,6 +70,7 @@ class Scratch:
     """A place where rules can be read without being in force; this one can only list and discard."""
 
     kind = "dry run"
+    caveat = ""
 
     def __init__(self, folder: str):
         self._folder = folder
@@ -76,6 +78,9 @@ class Scratch:
     def run(self, argv: Sequence[str], stdin: str = "") -> Done:
         # A lock of its own: nothing is written, so nobody need wait, and we need not wait for anybody.
         return run(self._prefix() + list(argv), stdin, os.path.join(self._folder, os.path.basename(argv[0])))
+
+    def close(self) -> None:
+        pass
 
     def _prefix(self) -> List[str]:
         return []
@@ -129,8 +134,9 @@ class Namespace(Scratch):
         self._holder = subprocess.Popen(
             self._unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
         )
-        self._holder.stdin.write(b"\n")
-        self._holder.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._holder.stdin.write(b"\n")
+            self._holder.stdin.flush()
         if not self._holder.stdout.read(1):
             refusal = self._holder.stderr.read().decode("utf-8", "replace")
             self.close()
@@ -222,17 +228,23 @@ class UserNamespace(Namespace):
 def open_scratch() -> Iterator[Scratch]:
     """The best of the three that this host allows."""
     with tempfile.TemporaryDirectory(prefix="iptlive-") as folder:
+        scratch, why = None, ""
         for kind in (Namespace, UserNamespace):
             try:
                 scratch = kind(folder)
-            except (HostError, FileNotFoundError):
-                continue
-            try:
-                yield scratch
-            finally:
-                scratch.close()
-            return
-        yield Scratch(folder)
+                break
+            except (HostError, OSError) as err:
+                why = str(err)
+        if scratch is None:
+            scratch = Scratch(folder)
+            scratch.caveat = (
+                f"no throw-away network namespace can be made here ({why}), so the stored rules were read but not "
+                "tried; what the kernel would refuse shows only when they are applied"
+            )
+        try:
+            yield scratch
+        finally:
+            scratch.close()
 
 
 def _refusal(task: _Task, item, done: Done) -> HostError:

@@ -14,6 +14,7 @@ from _iptlive_stored import StoredFile, StoredRule
 
 _MARKER = "-m comment --comment iptlive-line-{}"  # letters that the listing does not quote
 BENCH = "iptlive-bench"
+GOING = "iptlive-going"  # what is to be deleted
 NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and takes back all that stands above it
 
 # Objects that a throw-away namespace does not hold, or that are one for the whole machine: loading IDLETIMER there
@@ -85,10 +86,10 @@ def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]
     for name in stored.tables:
         rules = [item for item in chosen if item.table == name]
         writer.lines.append("*" + name)
-        writer.lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}), rules) + [BENCH]]
+        writer.lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}), rules) + [GOING]]
         for item in rules:
             # What is to be deleted need not go together with what is stored: two jumps may make a loop.
-            writer.rule(item, BENCH if item.rule.delete else item.rule.chain, item.rule.spec)
+            writer.rule(item, GOING if item.rule.delete else item.rule.chain, item.rule.spec)
         writer.lines.append("COMMIT")
     return writer.load({})
 
