@@ -27,7 +27,7 @@ CAP_NET_ADMIN = 1 << 12
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has no names for them before Python 3.10
 STDIO_BUFFERS = 3 * resource.getpagesize()  # what the program's own output buffer may hold back, with room to spare
 
-_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 _NOISE = re.compile(
     r"^(?:Try `.*|Error occurred at line: \d+|# Warning: ip6?tables-legacy tables present.*)?\n?", re.MULTILINE
 )
@@ -54,7 +54,7 @@ class Done(NamedTuple):
 
 def environment(lock: Optional[str] = None) -> Dict[str, str]:
     """The C locale, so that messages can be read, and for the scratch a lock file of its own."""
-    env = dict(os.environ, LC_ALL="C", PATH=_SEARCH_PATH)
+    env = dict(os.environ, LC_ALL="C", PATH=SEARCH_PATH)
     if lock:
         env["XTABLES_LOCKFILE"] = lock
     return env
@@ -86,10 +86,10 @@ def message(err: str) -> str:
 def find_tools(family: str, backend: str) -> Tools:
     """The programs of ``backend`` (auto: what the host's plain command is)."""
     plain = COMMANDS[family]
-    path = shutil.which(plain, path=_SEARCH_PATH)
+    path = shutil.which(plain, path=SEARCH_PATH)
     if path is None:
         raise HostError(
-            f"{FAMILIES[family]}: '{plain}' is not installed (searched {_SEARCH_PATH}). Install the package "
+            f"{FAMILIES[family]}: '{plain}' is not installed (searched {SEARCH_PATH}). Install the package "
             f"'iptables', or take '{family}' out of "
             "'families'"
         )
@@ -101,7 +101,7 @@ def find_tools(family: str, backend: str) -> Tools:
 
 
 def _programs(family: str, name: str) -> List[str]:
-    paths = [shutil.which(name + suffix, path=_SEARCH_PATH) for suffix in ("", "-restore", "-save")]
+    paths = [shutil.which(name + suffix, path=SEARCH_PATH) for suffix in ("", "-restore", "-save")]
     if None in paths:
         raise HostError(
             f"{FAMILIES[family]}: '{name}', '{name}-restore' and '{name}-save' are not all installed. Install them, "

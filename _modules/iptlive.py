@@ -55,8 +55,10 @@ confirm_check
 """
 
 import contextlib
+import sys
 
 import _iptlive_backup as backup_room
+import _iptlive_drift as drifting
 import _iptlive_export as exporter
 import _iptlive_graph as grapher
 import _iptlive_journal as journal
@@ -70,6 +72,11 @@ import _iptlive_watchdog as watchdog
 import salt.utils.args
 from _iptlive_model import HostError, InputError
 from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+# A minion's parent process (beacons, the scheduler) outlives a sync of the modules. Forgotten here, the private rooms
+# are read again whenever this file is, so that a new one never works with old ones.
+for _room in [name for name in sys.modules if name.startswith("_iptlive_")]:
+    del sys.modules[_room]
 
 __virtualname__ = "iptlive"
 
@@ -477,6 +484,35 @@ def backup_part(path, part=0):
     """
     with _salt_errors():
         return backup_room.packed(backup_room.read(path), part)
+
+
+def drift(since=None, **options):
+    """
+    Tell whether stored and live rules agree, at next to no cost where nothing has changed since the last look: the
+    beacon's question. Reads only.
+
+    since
+        The ``fingerprint`` that the last call returned.
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns ``fingerprint``. Where it is another one than ``since`` it is planned, and the plan's summary returned too:
+    ``status``, ``changes`` (how many per chain), ``refusals`` (the reasons per chain) and ``warnings``.
+
+    Raises what :py:func:`plan` raises.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.drift
+    """
+    with _salt_errors():
+        settings = _options(options)
+        now = drifting.fingerprint(settings)
+        if now == since:
+            return {"fingerprint": now}
+        return dict(drifting.summary(report.planned(survey.survey(settings))), fingerprint=now)
 
 
 def enabled():

@@ -4,7 +4,8 @@ Runs inside a throw-away host: calls Salt functions for the tests without a new 
 Reads one JSON request per line, answers with one JSON line.  Modules are synced and loaded as ``salt-call --local``
 does it, arguments take the same way as a job's, states go through Salt's own state compiler.
 
-    {"do": "call" | "state", "fun": "iptlive.plan", "args": [], "kwargs": {}, "pillar": {} | null, "opts": {} | null}
+    {"do": "call" | "state" | "beacon", "fun": "iptlive.plan",
+     "args": [], "kwargs": {}, "pillar": {} | null, "opts": {} | null}
     {"value": ..., "retcode": 0, "error": null | "CommandExecutionError", "message": "", "log": [["INFO", "..."]]}
 """
 
@@ -15,13 +16,14 @@ import logging
 import os
 import sys
 
+import salt.beacons
 import salt.config
 import salt.loader
 import salt.minion
 import salt.state
 import salt.utils.extmods
 
-FORMS = ("modules", "states", "output")
+FORMS = ("modules", "states", "output", "beacons")
 
 
 class LogLines(logging.Handler):
@@ -49,16 +51,19 @@ class Salt:
         self.loaded = functools.lru_cache(maxsize=8)(self._load)
 
     def _load(self, settings):
-        """The execution functions and the state compiler for a pillar and options, given as JSON."""
+        """The execution functions, the state compiler and the beacons for a pillar and options, given as JSON."""
         pillar, opts = json.loads(settings)
         settings = copy.deepcopy(self.opts)
         settings.update(opts, pillar=pillar)
         functions = salt.loader.minion_mods(settings, context=self.context)
-        return functions, salt.state.State(settings, initial_pillar=pillar, context=self.context)
+        compiler = salt.state.State(settings, initial_pillar=pillar, context=self.context)
+        return functions, compiler, salt.beacons.Beacon(settings, functions)
 
     def run(self, request):
         settings = json.dumps([request["pillar"] or {}, request["opts"] or {}], sort_keys=True)
-        functions, compiler = self.loaded(settings)
+        functions, compiler, beacons = self.loaded(settings)
+        if request["do"] == "beacon":
+            return self._beacon(beacons, request)
         return self._call(functions, request) if request["do"] == "call" else self._state(compiler, request)
 
     @staticmethod
@@ -75,6 +80,12 @@ class Salt:
         name = request["args"][0]
         low = {"state": state, "fun": fun, "name": name, "__id__": name, "__sls__": "lab", "__env__": "base"}
         return compiler.call({**low, **request["kwargs"], "order": 1})
+
+    @staticmethod
+    def _beacon(beacons, request):
+        """The events of so many intervals, one after the other."""
+        intervals, config = request["args"]
+        return [beacons.process({request["fun"]: config}, {}) for _ in range(intervals)]
 
 
 def answer(loaded, request, lines):

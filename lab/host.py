@@ -224,6 +224,21 @@ class Host:
         request = {"do": "state", "fun": fun, "args": [name], "kwargs": kwargs, "pillar": pillar, "opts": options}
         return self.agent.ask(request, timeout)
 
+    def beacon(self, config, intervals=1, name="iptlive", pillar=None, timeout=120):
+        """
+        Have Salt process a beacon's configuration for so many intervals, in the agent process; ``value`` lists each
+        interval's events.
+        """
+        request = {
+            "do": "beacon",
+            "fun": name,
+            "args": [intervals, config],
+            "kwargs": {},
+            "pillar": pillar,
+            "opts": None,
+        }
+        return self.agent.ask(request, timeout)
+
     @property
     def agent(self):
         """The agent process (see ``lab.agent``), started at its first use."""
