@@ -18,6 +18,8 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "iptlive"
 
+DISABLED = "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was read or changed."
+
 # What Salt's state compiler hands to a state function beside its own arguments.
 _COMPILER_WORDS = ("fun", "state", "order", "saltenv")
 
@@ -50,15 +52,13 @@ def managed(name, **options):
         salt '*' state.single iptlive.managed firewall test=True
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
-    if not __salt__["iptlive.enabled"]():
-        ret["comment"] = (
-            "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was read or changed."
-        )
-        return ret
     given = {
         word: value for word, value in options.items() if not word.startswith("__") and word not in _COMPILER_WORDS
     }
     try:
+        if not __salt__["iptlive.enabled"]():
+            ret["comment"] = DISABLED
+            return ret
         answer = __salt__["iptlive.apply"](test=__opts__["test"], **given)
         if answer.get("confirm", {}).get("state") == "pending":
             answer["confirm"] = __salt__["iptlive.outcome"](answer["id"])
@@ -89,13 +89,14 @@ def _step(step):
 def _summary(answer):
     count = sum(len(steps) for steps in answer["changes"].values())
     files = " and ".join(family["file"] for family in answer["families"].values())
+    refused = answer["status"] == "refused"
     if answer["applied"]:
-        return f"{_changes(count)} made; the kernel is in sync with {files}."
-    if answer["status"] == "refused":
-        return "Refused; nothing was changed."
+        rest = "the other chains are refused" if refused else f"the kernel is in sync with {files}"
+        return f"{_changes(count)} made; {rest}."
     if count:
-        return f"{_changes(count)} to make to bring the kernel in sync with {files}."
-    return f"The kernel is in sync with {files}."
+        rest = "; the other chains are refused" if refused else f" to bring the kernel in sync with {files}"
+        return f"{_changes(count)} to make{rest}."
+    return "Refused; nothing was changed." if refused else f"The kernel is in sync with {files}."
 
 
 def _changes(count):
