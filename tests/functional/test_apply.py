@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from lab.host import SaltError
+
 IPV4_ONLY = {"families": ["ipv4"]}
 PATH = "/etc/iptables/rules.v4"
 # The kernel does not let the nat table drop.
@@ -85,3 +87,40 @@ def test_counters_of_rules_that_stay(host, family, address):
 
 def rules_with_counters(host, family):
     return [line for line in host.save(family, counters=True).splitlines() if "-A" in line]
+
+
+NASTY = ["a\n-A INPUT -j ACCEPT\n-P INPUT DROP\nCOMMIT", "q\"uo\\te's", "esc\x1b[1m\x07\r", "\udce9\udcff", "# *filter"]
+
+
+def test_foreign_comments_that_look_like_something_else(host):
+    """A listing holds such comments raw, over several lines; they are neighbours, and must not be taken for rules."""
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n")
+    for comment in NASTY:
+        host.run(["iptables", "-I", "INPUT", "2", "-m", "comment", "--comment", comment, "-j", "RETURN"])
+    before = host.save()
+    stored = "*filter\n-A INPUT -i lo -j ACCEPT\n{}-A INPUT -p tcp --dport 22 -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n"
+    host.write(PATH, stored.format(""))
+    done = host.call("iptlive.apply", placement="before", **IPV4_ONLY).value
+    step = {"action": "insert", "position": 7, "rule": "-p tcp -m tcp --dport 22 -j ACCEPT", "line": 3}
+    assert done["changes"] == {"IPv4/filter/INPUT": [step]}
+    new = "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n"
+    assert host.save() == before.replace("-A INPUT -j DROP\n", new + "-A INPUT -j DROP\n")
+    host.write(PATH, stored.format("#DELETE#"))
+    assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
+    assert host.save() == before
+
+
+def test_what_only_nft_can_read(hosts):
+    """iptables-nft-save prints such a table as empty, with exit status 0: nothing is planned on that."""
+    host = hosts("nft")
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n")
+    host.run(["nft", "add chain ip filter NATIVE; add rule ip filter NATIVE ct state established accept"])
+    before = host.run(["nft", "list", "ruleset"]).stdout
+    for fun in ("iptlive.plan", "iptlive.apply"):
+        with pytest.raises(SaltError, match="Table `filter' is incompatible, use 'nft' tool"):
+            host.call(fun, **IPV4_ONLY)
+    assert host.run(["nft", "list", "ruleset"]).stdout == before
+    # A table of another family is nobody's business.
+    host.run(["nft", "delete chain ip filter NATIVE; add table inet fw { chain c { ct state established accept; }; }"])
+    assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
