@@ -1,0 +1,1 @@
+"""iptlive beside the bare iptables programs, measured in one run: ``./dev bench``."""
