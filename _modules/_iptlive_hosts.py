@@ -18,7 +18,9 @@ _LISTS = ("-s", "-d", "--source", "--src", "--destination", "--dst")
 # ... and these take one.
 _SINGLE = ("--ctorigsrc", "--ctorigdst", "--ctreplsrc", "--ctrepldst", "--tunnel-src", "--tunnel-dst",
            "--gateway", "--on-ip")  # fmt: skip
-_MAYBE = re.compile(r"(?:(?<!-)-[sd]|src|dst|source|destination|gateway|on-ip)[\s=\"]*\S*[A-Za-z_]")
+# A letter in the name, before any mask, of some part of the value: an address of the other family has a colon there.
+_MAYBE = re.compile(r"-(?:(?<!--)[sd]|-[a-z-]*?(?:src|dst|source|destination|gateway|on-ip))"
+                    r"[\s=\"]*(?:\S*,)?[^\s,:/\"]*[A-Za-z_][^\s,:/\"]*(?=[\s,/\"]|\Z)")  # fmt: skip
 _NUMERIC = re.compile(r"[\d.]*\Z|.*:", re.DOTALL)  # of either family: iptables tells what is wrong with them
 _NO_MASK = re.compile(r"0+(?:\.0+)*\Z")
 _FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}

@@ -40,12 +40,12 @@ def check(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item], ho
     foreign_targets: Dict[str, bool] = {}
     usable: List[Item] = []
     refusals: Dict[int, Refusal] = {}
+    chains = {name: set(table.chains).union(live.get(name, ())) for name, table in stored.tables.items()}
     for item in chosen:
         if other_family(item.rule.spec, stored.family):
             usable.append(item)
             continue
-        own = set(stored.tables[item.table].chains).union(live.get(item.table, ()))
-        missing = _missing_target(item, own, foreign_targets, host) or _missing_set(item, existing)
+        missing = _missing_target(item, chains[item.table], foreign_targets, host) or _missing_set(item, existing)
         if missing is None:
             usable.append(item)
         elif not item.rule.delete:

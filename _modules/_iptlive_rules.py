@@ -10,6 +10,8 @@ from _iptlive_model import Chain, HostError, Table
 _WORD = re.compile(r'[^ \t\n"]*"(?:[^"\\]|\\.)*"|[^ \t\n"]+', re.DOTALL)
 _QUOTED_PART = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _COMPLETE = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*\Z', re.DOTALL)
+# What names a target in a line without quotes: found without splitting the line, which large files gain a lot by.
+_PLAIN_TARGET = re.compile(r"(?:^|[ \t])(?:(?:-[jg]|--jump|--goto)[ \t]+|-[jg]|--(?:jump|goto)=)([^ \t]+)")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 _SET_OPTIONS = ("--match-set", "--add-set", "--del-set", "--map-set")
@@ -25,7 +27,9 @@ class Word(NamedTuple):
 
 
 def quotes_closed(text: str) -> bool:
-    return '"' not in text or _COMPLETE.match(text) is not None
+    if "\\" not in text:
+        return text.count('"') % 2 == 0
+    return _COMPLETE.match(text) is not None
 
 
 def words(text: str) -> List[Word]:
@@ -67,7 +71,10 @@ def options(text: str, names: Tuple[str, ...]) -> Iterator[Option]:
 
 def targets(text: str) -> List[str]:
     """The chains or targets a rule jumps or goes to."""
-    return [option.value for option in options(text, TARGET_OPTIONS)]
+    found = _PLAIN_TARGET.findall(_QUOTED_PART.sub('"" ', text) if '"' in text else text)
+    if any('"' in name or name.startswith("-") for name in found):
+        return [option.value for option in options(text, TARGET_OPTIONS)]
+    return found
 
 
 def sets(text: str) -> List[str]:
@@ -85,6 +92,9 @@ def logical_lines(text: str) -> Iterator[str]:
     """Lines of a listing; a quoted comment that holds a newline stays in one piece."""
     pending = ""
     for line in text.split("\n"):
+        if '"' not in line and not pending:
+            yield line
+            continue
         whole = pending + line
         closed = quotes_closed(whole)
         pending = "" if closed else whole + "\n"

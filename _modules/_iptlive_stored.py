@@ -18,6 +18,9 @@ LONGEST_NAME = 28
 _DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
 _COUNTERS = re.compile(r"\[\d+:\d+\][ \t]*")
 _CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t]+\[\d+:\d+\])?\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f]")
+# How nearly all rules are written: understood without splitting the line into words.
+_PLAIN_RULE = re.compile(r'-A[ \t]+([^ \t"]+)(?:[ \t]+|\Z)')
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _COMMANDS = re.compile(r"(-[ADIRNPFXZECLS]|--(?:append|delete|insert|replace|new-chain|policy|flush|delete-chain"
                        r"|zero|rename-chain|check|list|list-rules)(?![\w-])=?)(.*)\Z", re.DOTALL)  # fmt: skip
@@ -163,7 +166,7 @@ class _Reader:
                 f"the line is {len(raw)} characters long; iptables-restore reads at most {LONGEST_LINE}. "
                 "Split the rule, or put its addresses into an ipset"
             )
-        if any(sign < " " and sign != "\t" for sign in raw):
+        if _CONTROL.search(raw):
             raise self.error("the line holds a control character: this is not a text file of iptables rules")
 
     def _open(self, line: str) -> None:
@@ -249,6 +252,10 @@ class _Reader:
         line = line[_COUNTERS.match(line).end() :] if _COUNTERS.match(line) else line
         if not quotes_closed(line):
             raise self.error("a double quote is opened and never closed; a quoted text cannot go on in the next line")
+        plain = _PLAIN_RULE.match(line)
+        if plain:
+            self._add(section, StoredRule(plain.group(1), line[plain.end() :].rstrip(), self._number, delete))
+            return
         parts = words(line)
         place = next((i for i, word in enumerate(parts) if _COMMANDS.match(word.value)), None)
         if place is None:
@@ -272,13 +279,16 @@ class _Reader:
             insert_at = 1
             if len(arguments) > 1 and _NUMBER.match(arguments[1].value):
                 insert_at, end = int(arguments[1].value), arguments[1].end
-        if not is_builtin(section.name, chain) and chain not in section.chains:
+        spec = " ".join(part for part in (line[: command.start].strip(), line[end:].strip()) if part)
+        self._add(section, StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
+
+    def _add(self, section: _Section, rule: StoredRule) -> None:
+        if not is_builtin(section.name, rule.chain) and rule.chain not in section.chains:
             raise self.error(
-                f"chain '{chain}' of table '{section.name}' is not declared. Add ':{chain} - [0:0]' below "
+                f"chain '{rule.chain}' of table '{section.name}' is not declared. Add ':{rule.chain} - [0:0]' below "
                 f"'*{section.name}'"
             )
-        spec = " ".join(part for part in (line[: command.start].strip(), line[end:].strip()) if part)
-        section.rules.append(StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
+        section.rules.append(rule)
 
     def _other_command(self, section: _Section, command: str, arguments: List[str]) -> None:
         if command == "-N" and len(arguments) == 1 and not is_builtin(section.name, arguments[0]):

@@ -2,7 +2,17 @@
 
 import pytest
 from _iptlive_model import Chain, HostError
-from _iptlive_rules import parse_lists, parse_save, print_list, quotes_closed, sets, targets, words
+from _iptlive_rules import (
+    TARGET_OPTIONS,
+    options,
+    parse_lists,
+    parse_save,
+    print_list,
+    quotes_closed,
+    sets,
+    targets,
+    words,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +20,9 @@ from hypothesis import strategies as st
 TEXTS = st.text(st.sampled_from('ab-""\\\' \t\n\u00a0\u2028\x1f\x85é'), max_size=30)
 VALUES = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20)
 CHAINS = st.text("ABCdocker-_0", min_size=1, max_size=8).filter(lambda name: name[0] != "-")
+JUMPS = st.lists(
+    st.sampled_from(["-j", "-g", "--jump", "--goto=", "-jX", "-gY", "--jumpy", "Z", '"', "\\", " ", "\t", "a"])
+)
 OPTIONS = st.sampled_from(["-p tcp", "-m state --state NEW", "-j ACCEPT", "-s 10.0.0.0/8", "-g MINE", "! -i eth0"])
 
 
@@ -100,6 +113,13 @@ def test_what_the_programs_cannot_show_is_an_error():
 def test_listing_that_ends_in_a_quote_is_an_error():
     with pytest.raises(HostError, match="ends inside a quoted comment"):
         parse_save('*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m comment --comment "a\nCOMMIT\n')
+
+
+@given(JUMPS.map("".join).filter(quotes_closed))
+def test_targets_are_those_that_splitting_into_words_finds(text):
+    assert [name for name in targets(text) if name] == [
+        option.value for option in options(text, TARGET_OPTIONS) if option.value
+    ]
 
 
 def test_names_in_rules():
