@@ -8,12 +8,14 @@ Each pair of equal rules is a node; a path's worth is a plain sum over its steps
 follows from the best among all nodes above and to the left of it (a Fenwick tree) and from two special predecessors:
 the kernel rule directly above, and the stored rule directly above. That is exact and costs O(pairs * log(kernel)).
 A pair whose text is unique on both sides and that leads or ends both sequences belongs to every longest matching, so
-such pairs are taken off first: a chain with few differences costs little more than reading it.
+such pairs are taken off first. And where such pairs stand directly below each other, a longest matching holds all or
+none of them (one that holds only some could take in the next), so that a run of them is one node: a chain with few
+differences costs little more than reading it.
 """
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 # Beyond that many pairs of equal rules (some 450 copies of one rule on both sides) copies are paired within a band
 # around their rank only. The matching may then be shorter than the longest, which refuses more and misplaces nothing.
@@ -21,12 +23,26 @@ MOST_PAIRS = 200000
 
 
 class _Node(NamedTuple):
-    """The best path that ends in this pair."""
+    """The best path that ends in this pair, the last one of a run of so many."""
 
     worth: int
     stored: int
     kernel: int
     above: Optional["_Node"]
+    length: int = 1
+
+
+class _Row(NamedTuple):
+    """A stored rule, or the first one of a run, and the kernel rules with the same text."""
+
+    stored: int
+    kernels: List[int]
+    unique: bool  # the text, on both sides
+    length: int = 1
+
+    def continues(self, above: "_Row") -> bool:
+        follows = self.stored == above.stored + 1 and self.kernels[0] == above.kernels[0] + 1
+        return follows and self.unique and above.unique
 
 
 def align(stored: Sequence[str], kernel: Sequence[str]) -> List[Optional[int]]:
@@ -59,21 +75,21 @@ def _forced_ends(stored: Sequence[str], kernel: Sequence[str]) -> Tuple[int, int
 
 
 def _best_path(stored: Sequence[str], kernel: Sequence[str]) -> List[Optional[int]]:
-    rows = _pairs(stored, kernel)
     search = _Search(len(stored), len(kernel))
-    for index in sorted(rows):
-        search.add_row(index, rows[index])
+    for row in _in_runs(_rows(stored, kernel)):
+        search.add_row(row)
     matched: List[Optional[int]] = [None] * len(stored)
     node = search.end()
     while node.above is not None:
         node = node.above
         if node.above is not None:
-            matched[node.stored] = node.kernel
+            first = node.stored - node.length + 1
+            matched[first : node.stored + 1] = range(node.kernel - node.length + 1, node.kernel + 1)
     return matched
 
 
-def _pairs(stored: Sequence[str], kernel: Sequence[str]) -> Dict[int, List[int]]:
-    """For each stored index the kernel indexes with the same text, ascending."""
+def _rows(stored: Sequence[str], kernel: Sequence[str]) -> List[_Row]:
+    """The pairs of equal rules, from the top down."""
     places: Dict[str, List[int]] = defaultdict(list)
     for index, text in enumerate(kernel):
         places[text].append(index)
@@ -81,12 +97,26 @@ def _pairs(stored: Sequence[str], kernel: Sequence[str]) -> Dict[int, List[int]]
     total = sum(count * len(places.get(text, ())) for text, count in copies.items())
     band = None if total <= MOST_PAIRS else max(1, MOST_PAIRS // (4 * (len(stored) + len(kernel))))
     rank: Counter = Counter()
-    rows = {}
+    rows = []
     for index, text in enumerate(stored):
-        if text in places:
-            rows[index] = _near(places[text], rank[text], copies[text], band)
+        there = places.get(text)
+        if not there:
+            continue
+        if copies[text] == len(there) == 1:
+            rows.append(_Row(index, there, True))
+        else:
+            rows.append(_Row(index, _near(there, rank[text], copies[text], band), False))
             rank[text] += 1
     return rows
+
+
+def _in_runs(rows: List[_Row]) -> Iterator[_Row]:
+    """The rows of unique texts that stand directly below each other on both sides in one piece."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or not rows[end].continues(rows[end - 1]):
+            yield rows[start]._replace(length=end - start)
+            start = end
 
 
 def _near(places: List[int], rank: int, copies: int, band: Optional[int]) -> List[int]:
@@ -112,11 +142,18 @@ class _Search:
         self._column: Dict[int, _Node] = {-1: start}
         self._row: List[_Node] = [start]
 
-    def add_row(self, stored: int, kernels: List[int]) -> None:
-        row = [self._node(stored, kernel) for kernel in kernels]
-        for node in row:
+    def add_row(self, row: _Row) -> None:
+        nodes = [self._node(row.stored, kernel) for kernel in row.kernels]
+        if row.length > 1:
+            nodes = [self._prolonged(node, row.length) for node in nodes]
+        for node in nodes:
             self._enter(node)
-        self._row = row
+        self._row = nodes
+
+    def _prolonged(self, node: _Node, length: int) -> _Node:
+        more = length - 1
+        worth = node.worth + more * (self._match + 1)
+        return _Node(worth, node.stored + more, node.kernel + more, node.above, length)
 
     def end(self) -> _Node:
         return self._node(self._stored, self._kernel)
