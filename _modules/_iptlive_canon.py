@@ -15,10 +15,10 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tu
 import _iptlive_hosts as hosts
 import _iptlive_references as references
 import _iptlive_scratch as texts
-from _iptlive_kernel import Done, Tools, environment, message, present, run
+from _iptlive_kernel import Done, Tools, environment, listing, message, present, run
 from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
 from _iptlive_plan import StoredState
-from _iptlive_rules import parse_lists, parse_save
+from _iptlive_rules import parse_lists
 from _iptlive_scratch import Item, Texts
 from _iptlive_stored import StoredFile
 
@@ -168,13 +168,11 @@ class Namespace(Scratch):
 
     def _committed(self, task: _Task, chosen: Sequence[Item]) -> Texts:
         load = texts.to_commit(task.stored, task.live, chosen)
-        done = self.run([task.tools.restore], load.text)
+        # One program loads, commits, then names the tables anew, which makes it read them from the kernel, and lists.
+        done = self.run([task.tools.restore, "--noflush"], load.text + listing(load.chains))
         if done.status:
             raise self._not_loaded(task, load, done, chosen)
-        done = self.run([task.tools.save])
-        if done.status:
-            raise HostError(f"{task.tools.save}: {message(done.err)}")
-        return texts.became(load, [chain.rules for table in parse_save(done.out).values() for chain in table.values()])
+        return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
 
     def _not_loaded(self, task: _Task, load: texts.Load, done: Done, chosen: Sequence[Item]) -> HostError:
         """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""

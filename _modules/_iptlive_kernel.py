@@ -14,8 +14,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
+from types import MappingProxyType
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
+from _iptlive_chains import existing_chains
 from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, is_builtin
 from _iptlive_plan import ChainPlan, commands, removals
 from _iptlive_rules import parse_lists, parse_save, print_list
@@ -141,29 +143,55 @@ def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
     return found
 
 
-def read_chains(tools: Tools, wanted: Dict[str, Sequence[str]]) -> Dict[str, Table]:
+Chains = Mapping[str, Sequence[str]]  # names by table
+
+
+def read_chains(tools: Tools, wanted: Chains, named: Chains = MappingProxyType({})) -> Dict[str, Table]:
     """The wanted chains of each table as the kernel holds them; what it does not have is left out.
 
-    On the nft backend only these chains are read, however many others there are: one run of iptables-nft-restore with
-    nothing but ``-S`` lines lists them, sends nothing, and creates nothing.
+    Of the chains in ``named`` only the existence matters: they come without rules. On the nft backend no other chain
+    is read, however many there are: one run of iptables-nft-restore with nothing but ``-S`` lines lists them, sends
+    nothing, and creates nothing.
     """
     if tools.backend == "nft":
-        lines = [line for table, chains in wanted.items() for line in _listing_lines(table, chains)]
-        done = run([tools.restore, "--noflush"], "\n".join(lines + [""]))
-        if not done.status:
-            return _by_table(wanted, parse_lists(done.out))
-    # Legacy programs read whole tables anyway; and an nft one that fails does not tell which chain it lacks.
+        with contextlib.suppress(OSError, _UnlistedError):
+            live = _read_listed(tools, existing_chains(tools.family, wanted))
+            return _with_empty(live, existing_chains(tools.family, named))
+    # Legacy programs read whole tables anyway; and where a chain cannot be listed, the whole table tells why.
     found = read_tables(tools, wanted)
-    return {table: {chain: found[table][chain] for chain in wanted[table] if chain in found[table]} for table in found}
+    live = {name: {chain: table[chain] for chain in wanted[name] if chain in table} for name, table in found.items()}
+    return _with_empty(live, {name: list(table.keys() & named.get(name, ())) for name, table in found.items()})
 
 
-def _listing_lines(table: str, chains: Sequence[str]) -> List[str]:
-    return ["*" + table] + ["-S " + chain for chain in chains] + ["COMMIT"]
+def _with_empty(live: Dict[str, Table], chains: Chains) -> Dict[str, Table]:
+    for table, names in chains.items():
+        live.setdefault(table, {}).update((name, Chain(None)) for name in names)
+    return live
 
 
-def _by_table(wanted: Dict[str, Sequence[str]], listed) -> Dict[str, Table]:
-    listing = iter(listed)
-    return {table: dict(next(listing) for _ in chains) for table, chains in wanted.items()}
+class _UnlistedError(Exception):
+    """A chain has gone meanwhile, or holds what the programs cannot print."""
+
+
+def _read_listed(tools: Tools, there: Chains) -> Dict[str, Table]:
+    if not any(there.values()):
+        return {}
+    done = run([tools.restore, "--noflush"], listing(there))
+    if done.status:
+        raise _UnlistedError
+    return _by_table(there, done.out)
+
+
+def listing(chains: Chains) -> str:
+    """Input for a restore program that lists these chains of each table and changes nothing."""
+    lines = [["*" + table] + ["-S " + name for name in names] + ["COMMIT\n"] for table, names in chains.items()]
+    return "".join(map("\n".join, lines))
+
+
+def _by_table(chains: Chains, listed: str) -> Dict[str, Table]:
+    """What was printed for a ``listing`` of these chains: those of two tables may share a name."""
+    parsed = iter(parse_lists(listed))
+    return {table: dict(next(parsed) for _ in names) for table, names in chains.items()}
 
 
 def save_texts(tools: Tools) -> Dict[str, str]:

@@ -1,7 +1,8 @@
 """The text that goes through iptables-restore to be read back, and what comes back: rules in the kernel's spelling.
 
-Each stored rule is followed by a marker rule that carries its index, so that a line which becomes several kernel rules
-(``-s a,b``), or none (``-6`` in an IPv4 file), is still mapped to exactly what it became.
+A line may become several kernel rules (``-s a,b``), or none (``-6`` in an IPv4 file). Such a line is followed by a
+marker rule that carries its index, so that it is mapped to exactly what it became; lines that become one rule each
+share the marker that ends their run, and must come back in their number.
 """
 
 import re
@@ -23,6 +24,13 @@ _OBJECT_TARGETS = ("IDLETIMER", "LED", "CLUSTERIP", "SECMARK")
 _OBJECT_MATCHES = ("nfacct", "rateest")
 _MAY_NAME_OBJECT = re.compile("|".join(_OBJECT_TARGETS + _OBJECT_MATCHES) + "|--timeout")
 
+# What else than one rule comes of needs a comma or a mark of the family. These take lists that stay one rule, and
+# free texts.
+_MAY_NOT_BE_ONE = re.compile(r"[,\"]|(?:^|[ \t])(?:-[46]|--ip)")
+_HARMLESS_LISTS = re.compile(r"--(?:[sd]?ports|state|ctstate|tcp-flags)[ \t]+[^ \t\"]+")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_HARMLESS_TEXTS = re.compile(r'--(?:comment|log-prefix|nflog-prefix)[ \t]+""')
+
 Texts = Dict[int, Tuple[str, ...]]
 
 
@@ -39,6 +47,8 @@ class Load(NamedTuple):
 
     text: str
     origin: Dict[int, Item]
+    runs: Dict[int, Tuple[int, ...]]  # by the index that a marker carries: the rules that it ends
+    chains: Dict[str, List[str]]  # those that hold rules, by table
     tails: Dict[int, str] = {}
 
 
@@ -64,20 +74,54 @@ def names_object(spec: str) -> bool:
     )
 
 
+def becomes_one(spec: str) -> bool:
+    """Whether the line is sure to become exactly one kernel rule."""
+    if not _MAY_NOT_BE_ONE.search(spec):
+        return True
+    rest = _HARMLESS_TEXTS.sub("", _QUOTED.sub('""', spec)) if '"' in spec else spec
+    return not _MAY_NOT_BE_ONE.search(_HARMLESS_LISTS.sub("", rest))
+
+
 class _Writer:
     """Input lines, and which of them carry a stored rule."""
 
     def __init__(self):
         self.lines: List[str] = []
-        self.origin: Dict[int, Item] = {}
+        self._origin: Dict[int, Item] = {}
+        self._runs: Dict[int, Tuple[int, ...]] = {}
+        self._chains: Dict[str, List[str]] = {}
+        self._open: Dict[str, List[int]] = {}
 
-    def rule(self, item: Item, chain: str, spec: str) -> None:
+    def table(self, name: str, heads: Sequence[str], rules: Iterable[Tuple[Item, str, str]], tails: Sequence[str]):
+        """A whole table; each rule with the chain and the text that stand for it."""
+        self.lines += ["*" + name, *heads]
+        for item, chain, spec in rules:
+            self._rule(item, chain, spec)
+        self._chains[name] = list(self._open)
+        for chain in self._open:
+            self._end_run(chain)
+        self._open = {}
+        self.lines += [*tails, "COMMIT"]
+
+    def _rule(self, item: Item, chain: str, spec: str) -> None:
+        alone = not becomes_one(spec)
+        if alone:
+            self._end_run(chain)
         self.lines.append(f"-A {chain} {spec}".rstrip(" "))
-        self.origin[len(self.lines)] = item
-        self.lines.append(f"-A {chain} {_MARKER.format(item.index)}")
+        self._origin[len(self.lines)] = item
+        self._open.setdefault(chain, []).append(item.index)
+        if alone:
+            self._end_run(chain)
+
+    def _end_run(self, chain: str) -> None:
+        run = self._open.get(chain)
+        if run:
+            self.lines.append(f"-A {chain} {_MARKER.format(run[-1])}")
+            self._runs[run[-1]] = tuple(run)
+            self._open[chain] = []
 
     def load(self, tails: Dict[int, str]) -> Load:
-        return Load("\n".join(self.lines) + "\n", self.origin, tails)
+        return Load("\n".join(self.lines) + "\n", self._origin, self._runs, self._chains, tails)
 
 
 def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]) -> Load:
@@ -85,20 +129,12 @@ def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]
     writer = _Writer()
     for name in stored.tables:
         rules = [item for item in chosen if item.table == name]
-        writer.lines.append("*" + name)
-        writer.lines += [f":{chain} - [0:0]" for chain in _chains(stored, name, live.get(name, {}), rules) + [GOING]]
-        for item in rules:
-            # What is to be deleted need not go together with what is stored: two jumps may make a loop.
-            writer.rule(item, GOING if item.rule.delete else item.rule.chain, item.rule.spec)
-        writer.lines.append("COMMIT")
+        chains = {GOING}.union(stored.tables[name].chains, live.get(name, ()))
+        heads = [f":{chain} - [0:0]" for chain in sorted(chains) if not is_builtin(name, chain)]
+        # What is to be deleted need not go together with what is stored: two jumps may make a loop.
+        lines = ((item, GOING if item.rule.delete else item.rule.chain, item.rule.spec) for item in rules)
+        writer.table(name, heads, lines, ())
     return writer.load({})
-
-
-def _chains(stored: StoredFile, name: str, live: Table, rules: Sequence[Item]) -> List[str]:
-    wanted = set(stored.tables[name].chains)
-    for item in rules:
-        wanted.update(target for target in targets(item.rule.spec) if target in live)
-    return sorted(chain for chain in wanted if not is_builtin(name, chain))
 
 
 def to_discard(table: str, stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]) -> Load:
@@ -108,14 +144,11 @@ def to_discard(table: str, stored: StoredFile, live: Dict[str, Table], chosen: S
     must not be listed before it is committed (the legacy program ends there); it is cut off and put back by hand.
     """
     writer = _Writer()
-    tails: Dict[int, str] = {}
-    writer.lines += ["*" + table, "-N " + BENCH]
-    for item in chosen:
-        own = set(stored.tables[item.table].chains) | set(live.get(item.table, {}))
-        spec, tails[item.index] = _without_jump(item.rule.spec, own)
-        writer.rule(item, BENCH, spec)
-    writer.lines += ["-S " + BENCH, f"-D {NOWHERE} 1", "COMMIT"]
-    return writer.load(tails)
+    chains = {name: set(own.chains).union(live.get(name, ())) for name, own in stored.tables.items()}
+    cut = {item.index: _without_jump(item.rule.spec, chains[item.table]) for item in chosen}
+    rules = ((item, BENCH, cut[item.index][0]) for item in chosen)
+    writer.table(table, ["-N " + BENCH], rules, ["-S " + BENCH, f"-D {NOWHERE} 1"])
+    return writer.load({index: tail for index, (_, tail) in cut.items()})
 
 
 def _without_jump(spec: str, chains: Iterable[str]) -> Tuple[str, str]:
@@ -129,19 +162,25 @@ def _without_jump(spec: str, chains: Iterable[str]) -> Tuple[str, str]:
 def became(load: Load, chains: Iterable[Sequence[str]]) -> Texts:
     """For each stored rule of the load the kernel rules it became; ``chains`` are the listed ones."""
     texts: Texts = {}
-    markers = {_MARKER.format(item.index): item.index for item in load.origin.values()}
+    markers = {_MARKER.format(index): run for index, run in load.runs.items()}
     for rules in chains:
-        run: List[str] = []
-        for text in rules:
+        start = 0
+        for end, text in enumerate(rules):
             if text in markers:
-                tail = load.tails.get(markers[text], "")
-                texts[markers[text]] = tuple(f"{rule} {tail}".strip() for rule in run)
-                run = []
-            else:
-                run.append(text)
+                texts.update(_of_run(markers[text], rules[start:end], load.tails))
+                start = end + 1
     if len(texts) != len(load.origin):
         raise HostError(f"{len(texts)} of {len(load.origin)} stored rules came back from being read by iptables")
     return texts
+
+
+def _of_run(run: Sequence[int], rules: Sequence[str], tails: Dict[int, str]) -> Texts:
+    parts = [tuple(rules)] if len(run) == 1 else [(rule,) for rule in rules]
+    if len(parts) != len(run):
+        return {}  # the caller counts
+    if tails:
+        parts = [tuple(f"{rule} {tails[index]}".strip() for rule in part) for index, part in zip(run, parts)]
+    return dict(zip(run, parts))
 
 
 class Spelling(NamedTuple):

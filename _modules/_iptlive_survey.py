@@ -1,14 +1,19 @@
 """Both sides of one host, read and planned: what is stored, what the kernel holds, what to do about it."""
 
+import contextlib
+import functools
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import _iptlive_canon as canon
 import _iptlive_files as files
 import _iptlive_kernel as kernel
-from _iptlive_model import FAMILIES, Chain, Table, chain_key, is_builtin
+from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, StoredState, plan_chain
+from _iptlive_rules import targets
+from _iptlive_stored import StoredFile
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +59,21 @@ class RefusedError(Exception):
 def survey(options: Options) -> Survey:
     """Read both sides and plan; nothing is written and no lock taken. Raises HostError."""
     kernel.check_rights()
-    stored = [files.read(family, options.files[family]) for family in options.families]
-    tools = [kernel.find_tools(family, options.backend) for family in options.families]
     for family in options.families:
         kernel.check_family(family)
-    with canon.open_scratch() as scratch:
-        views = [_view(options, scratch, *pair) for pair in zip(tools, stored)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1 + len(options.families)) as pool:
+        # The kernel makes the namespace while the files are read; then the families' programs run side by side.
+        scratch = pool.submit(stack.enter_context, canon.open_scratch())
+        stored = [files.read(family, options.files[family]) for family in options.families]
+        views = list(pool.map(functools.partial(_view, options, scratch), stored))
     return Survey(options, tuple(views))
 
 
-def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored) -> FamilyView:
+def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile) -> FamilyView:
+    tools = kernel.find_tools(stored.family, options.backend)
     log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
-    live = kernel.read_tables(tools, stored.tables)
+    live = _live(tools, stored)
+    scratch = opened.result()
     states, warnings = canon.canonical(scratch, tools, stored, live)
     plans = {
         table: {
@@ -75,6 +83,16 @@ def _view(options: Options, scratch: canon.Scratch, tools: kernel.Tools, stored)
         for table, chains in states.items()
     }
     return FamilyView(tools, stored.path, live, states, plans, stored.warnings + warnings, scratch.kind)
+
+
+def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:
+    """The chains that the file names; of those that its rules only jump to, no more than that they are there."""
+    wanted = {name: sorted(set(BUILTIN[name]).union(table.chains)) for name, table in stored.tables.items()}
+    jumps = {
+        name: sorted({target for rule in table.rules for target in targets(rule.spec)}.difference(wanted[name]))
+        for name, table in stored.tables.items()
+    }
+    return kernel.read_chains(tools, wanted, jumps)
 
 
 def _plan(options: Options, family: str, table: str, chain: str, state: StoredState, live: Table) -> ChainPlan:
@@ -109,7 +127,10 @@ def decider(options: Options, view: FamilyView, table: str):
     def decide(live: Table) -> Dict[str, ChainPlan]:
         plans = {}
         for chain, state in view.states[table].items():
-            plan = _plan(options, view.tools.family, table, chain, state, live)
+            if live.get(chain) == view.live.get(table, {}).get(chain):
+                plan = view.plans[table][chain]
+            else:
+                plan = _plan(options, view.tools.family, table, chain, state, live)
             if plan.refusals and not options.partial:
                 raise RefusedError(chain_key(view.tools.family, table, chain), plan)
             if plan.edits:
