@@ -16,7 +16,7 @@ SHAPES = (
 
 
 def stored_file(family, count):
-    """A stored file with so many rules, all different: four fifths in the built-in chains, the rest in one of its own."""
+    """A stored file with so many rules, all different, most of them in built-in chains."""
     lines = ["*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":WEB - [0:0]"]
     lines += [f"-A {CHAINS[number % 5 // 2]} {_rule(family, number)}" for number in range(count)]
     return "\n".join(lines + ["COMMIT", ""])

@@ -47,7 +47,9 @@ class Bench:
         plan = self._plan()
         found = sum(len(edits) for edits in plan["changes"].values())
         if plan["status"] != "changes" or found != missing * len(FILES):
-            raise SystemExit(f"{found} edits were planned where {missing * len(FILES)} rules are missing: {plan}"[:2000])
+            raise SystemExit(
+                f"{found} edits were planned where {missing * len(FILES)} rules are missing: {plan}"[:2000]
+            )
         jobs = {
             "bare plan": self.bare_plan,
             "bare plan, parallel": self.bare_plan_parallel,
