@@ -67,7 +67,8 @@ def output(data, **kwargs):  # pylint: disable=unused-argument
 
 def _colors():
     wanted = __opts__.get("color", True) and (__opts__.get("force_color") or sys.stdout.isatty())
-    return salt.utils.color.get_colors(wanted, __opts__.get("color_theme"))
+    # Dimmed, not "dark gray": that is black on many a terminal.
+    return dict(salt.utils.color.get_colors(wanted, __opts__.get("color_theme")), DIM="\x1b[2m" if wanted else "")
 
 
 def _width():
@@ -222,7 +223,7 @@ def _show_quiet_chains(page, plan):
                 total[owner] = total.get(owner, 0) + count
     if total:
         page.gap()
-        page.line(f"foreign rules in the chains that stay as they are: {_owners(total)}", color="DARK_GRAY", indent=2)
+        page.line(f"foreign rules in the chains that stay as they are: {_owners(total)}", color="DIM", indent=2)
 
 
 def _show_changes(page, steps, hunks):
@@ -235,7 +236,7 @@ def _show_changes(page, steps, hunks):
             _show_line(page, step)
     for index, hunk in enumerate(hunks):
         if index:
-            page.line("    :", color="DARK_GRAY")
+            page.line("    :", color="DIM")
         for line in hunk:
             _show_line(page, line)
     shown = sum("action" in line for hunk in hunks for line in hunk) if hunks else min(len(moves), MOST_STEPS)
@@ -253,9 +254,9 @@ def _whole_chain_step(step):
 
 def _show_line(page, line):
     if "foreign" in line:
-        page.rule(" ", ".", "", f"... {_owners(line['foreign'])} ...", color="DARK_GRAY")
+        page.rule(" ", ".", "", f"... {_owners(line['foreign'])} ...", color="DIM")
     elif "owner" in line:
-        page.rule(" ", line["position"], line["owner"], line["rule"], color="DARK_GRAY")
+        page.rule(" ", line["position"], line["owner"], line["rule"], color="DIM")
     else:
         sign = SIGNS.get(line.get("action"), " ")
         color = {"+": "GREEN", "-": "RED"}.get(sign)
@@ -269,9 +270,9 @@ def _show_refusal(page, chain, refusal):
     for rule, line in zip(refusal["rules"], refusal["lines"]):
         page.rule("?", "", f"line {line}", rule, color="LIGHT_RED")
     for rule, owner in list(zip(foreign, refusal.get("owners") or ["foreign"] * len(foreign)))[:MOST_FOREIGN]:
-        page.rule(" ", "", owner, rule, color="DARK_GRAY")
+        page.rule(" ", "", owner, rule, color="DIM")
     if len(foreign) > MOST_FOREIGN:
-        page.rule(" ", "", "", f"... {len(foreign) - MOST_FOREIGN} more foreign rules ...", color="DARK_GRAY")
+        page.rule(" ", "", "", f"... {len(foreign) - MOST_FOREIGN} more foreign rules ...", color="DIM")
     if anchors.get("below"):
         page.rule(" ", "", "anchor", anchors["below"])
     message = refusal["message"]
@@ -328,12 +329,12 @@ def show_foreign(page, minion, chains):
     for rules in chains.values():
         for rule in rules:
             total[rule["owner"]] = total.get(rule["owner"], 0) + 1
-    page.line(f"{minion}: foreign rules of {_owners(total)}")
+    page.line(f"{minion}: foreign rules: {_owners(total)}")
     for chain, rules in chains.items():
         page.gap()
         page.line(f"{chain}   {_number(len(rules), 'rule')}", color="CYAN", indent=2)
         for rule in rules[:MOST_STEPS]:
-            color = "YELLOW" if rule["owner"] == "unknown" else "DARK_GRAY"
+            color = "YELLOW" if rule["owner"] == "unknown" else "DIM"
             page.rule(" ", rule["position"], rule["owner"], rule["rule"], color=color)
         if len(rules) > MOST_STEPS:
             page.line(f"... {len(rules) - MOST_STEPS} more", indent=4)

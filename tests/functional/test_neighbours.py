@@ -4,8 +4,6 @@ import pytest
 
 from lab.neighbours import Fail2ban, load_kube
 
-pytestmark = pytest.mark.docker
-
 STORED = """\
 *filter
 :INPUT ACCEPT [0:0]
@@ -33,6 +31,7 @@ def owners(listed):
     return {rule["owner"] for rules in listed.values() for rule in rules}
 
 
+@pytest.mark.docker
 def test_every_rule_of_docker_and_fail2ban_is_known_for_theirs(docker_host):
     host = docker_host.host
     with Fail2ban(host) as fail2ban:

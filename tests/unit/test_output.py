@@ -29,7 +29,7 @@ lines = st.one_of(
 
 
 def shown(result, color=False, width=None):
-    page = outputter.Page(salt.utils.color.get_colors(color), width)
+    page = outputter.Page(dict(salt.utils.color.get_colors(color), DIM="\x1b[2m" if color else ""), width)
     outputter.show(page, "web1", result)
     return page.text()
 

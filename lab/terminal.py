@@ -1,0 +1,146 @@
+"""
+A program on a terminal of a throw-away host, and what it printed as a picture.
+
+    python3 -m lab.terminal docs/images      makes the pictures of the documentation anew
+"""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from html import escape
+from pathlib import Path
+
+from lab.docker import Docker
+from lab.host import Host
+from lab.neighbours import Fail2ban, load_kube
+
+SALT_CALL = [Path(sys.executable).parent / "salt-call", "--local", "--config-dir=/run/lab/salt", "--log-level=quiet"]
+PATH = "/etc/iptables/rules.v4"
+SGR = re.compile(r"\x1b\[([0-9;]*)m")
+COLOURS = {31: "#e06c75", 32: "#98c379", 33: "#e5c07b", 34: "#61afef", 35: "#c678dd", 36: "#56b6c2"}
+PLAIN, BACKGROUND = "#d7dae0", "#1e2127"
+DIMMED = "#7f848e"
+FONT, LINE, COLUMN, MARGIN = 14, 19, 8.43, 14
+
+MANUAL = """\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p icmp -j ACCEPT
+-A INPUT -i lo -j ACCEPT
+-A INPUT -p udp -m state --state NEW -m udp --dport 53 -j ACCEPT
+-A INPUT -p tcp -m state --state NEW -m tcp --dport 22 -j ACCEPT
+#DELETE# -A INPUT -p tcp -m state --state NEW -m tcp --dport 443 -j ACCEPT
+-A INPUT -p tcp -m state --state NEW -m tcp --dport 8000 -j ACCEPT
+-A INPUT -j REJECT --reject-with icmp-host-prohibited
+-A FORWARD -s 192.0.2.0/24 -j ACCEPT
+-A FORWARD -j REJECT --reject-with icmp-host-prohibited
+COMMIT
+"""
+NEW = ("--dport 53", "--dport 8000", "192.0.2.0/24")
+
+
+def on_terminal(host, argv, columns):
+    """What a program prints on a terminal of so many columns; its exit status is not looked at."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = host.popen(argv, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    got = b""
+    try:
+        while True:
+            got += os.read(ours, 4096)
+    except OSError:  # a terminal ends with an error when its last writer is gone
+        process.wait(timeout=60)
+    os.close(ours)
+    return got.decode().replace("\r\n", "\n")
+
+
+def svg(text, command):
+    """A terminal's content as a picture; ``command`` is what was typed."""
+    lines = [[(PLAIN, "$ " + command)], *(_spans(line) for line in text.rstrip("\n").split("\n"))]
+    width = max(sum(len(part) for _, part in line) for line in lines) * COLUMN + 2 * MARGIN
+    height = len(lines) * LINE + 2 * MARGIN
+    body = []
+    for number, line in enumerate(lines, 1):
+        spans = "".join(f'<tspan fill="{colour}">{escape(part)}</tspan>' for colour, part in line)
+        body.append(f'<text x="{MARGIN}" y="{MARGIN + number * LINE - 5}" xml:space="preserve">{spans}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
+        f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="{FONT}">\n'
+        f'<rect width="100%" height="100%" rx="6" fill="{BACKGROUND}"/>\n' + "\n".join(body) + "\n</svg>\n"
+    )
+
+
+def _spans(line):
+    """(colour, text) of one line."""
+    spans, colour, at = [], PLAIN, 0
+    for found in SGR.finditer(line):
+        spans.append((colour, line[at : found.start()]))
+        colour = _colour([int(code or 0) for code in found.group(1).split(";")], colour)
+        at = found.end()
+    return [(colour, part) for colour, part in [*spans, (colour, line[at:])] if part]
+
+
+def _colour(codes, before):
+    if 2 in codes:
+        return DIMMED
+    named = [COLOURS.get(code) for code in codes if code in COLOURS]
+    return named[-1] if named else PLAIN if 0 in codes or 39 in codes else before
+
+
+def screens(folder):
+    """The pictures of a Docker host with fail2ban, in the documentation's folder."""
+    with Host("nft") as host, Docker(host) as docker, Fail2ban(host) as fail2ban:
+        docker.start()
+        docker.publish(8080)
+        fail2ban.start()
+        load(host, "".join(line.replace("#DELETE# ", "") for line in MANUAL.splitlines(True) if not _is_new(line)))
+        fail2ban.offend("203.0.113.7", "203.0.113.8")
+        fail2ban.wait_for({"203.0.113.7", "203.0.113.8"})
+        host.write(PATH, MANUAL)
+        host.salt_call("saltutil.sync_all")
+        _screen(host, folder / "refusal.svg", "iptlive.plan")
+        (folder / "graph.svg").write_text(graph(host))
+        _screen(host, folder / "plan.svg", "iptlive.plan", "placement=before")
+        _screen(host, folder / "narrow.svg", "iptlive.plan", "placement=before", columns=60)
+        _screen(host, folder / "state.svg", "state.single", "iptlive.managed", "firewall", "placement=before",
+                "families=[ipv4]", "test=True")  # fmt: skip
+        _screen(host, folder / "apply.svg", "iptlive.apply", "placement=before")
+        _screen(host, folder / "in-sync.svg", "iptlive.plan")
+        _screen(host, folder / "foreign.svg", "iptlive.foreign")
+        load_kube(host, 300)
+        (folder / "graph-kubernetes.svg").write_text(graph(host))
+
+
+def load(host, text):
+    """Append rules behind those that are there."""
+    host.run([f"iptables-{host.backend}-restore", "--noflush"], input=text)
+
+
+def graph(host):
+    return host.call("iptlive.graph", "svg", families=["ipv4"]).value
+
+
+def _is_new(line):
+    return any(text in line for text in NEW)
+
+
+def _screen(host, path, *args, columns=110):
+    words = [*args] if "families=[ipv4]" in args else [*args, "families=[ipv4]"]
+    printed = on_terminal(host, [*SALT_CALL, "--out=iptlive", *words], columns)
+    shown = " ".join(word for word in words if word != "families=[ipv4]")
+    path.write_text(svg(printed, f"salt-call {shown} --out=iptlive"))
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    screens(target)
