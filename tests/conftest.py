@@ -11,9 +11,12 @@ import pytest
 from lab.docker import Docker
 from lab.host import BACKENDS, ENVIRONMENT, Host
 
-# A real kernel and a real Salt answer when they answer; and ``host`` is a function's fixture only to be reset.
+# A real kernel and a real Salt answer when they answer, examples are made as fast as a busy machine makes them; and
+# ``host`` is a function's fixture only to be reset.
 hypothesis.settings.register_profile(
-    "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    "lab",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("lab")
 
@@ -63,6 +66,13 @@ def host(kept_host):
     """A throw-away host as if new, once with each backend; a hypothesis test resets it itself for each example."""
     kept_host.reset()
     return kept_host
+
+
+@pytest.fixture(params=BACKENDS)
+def new_host(request):
+    """A throw-away host on which nothing was ever done, not even a table made; once with each backend."""
+    with Host(request.param) as host:
+        yield host
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lab.host import SaltError
+from lab.host import Host, SaltError
 
 IPV4_ONLY = {"families": ["ipv4"]}
 PATH = "/etc/iptables/rules.v4"
@@ -12,10 +12,9 @@ PATH = "/etc/iptables/rules.v4"
 POLICIES = {"raw": "DROP", "mangle": "DROP", "nat": "ACCEPT", "filter": "DROP", "security": "DROP"}
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_first_update_of_tables_that_nobody_has_used(hosts, backend):
+def test_first_update_of_tables_that_nobody_has_used(new_host):
     """iptables-nft-save prints built-in chains of a table that does not exist yet."""
-    host = hosts(backend)
+    host = new_host
     sections = [
         f"*{table}\n:OUTPUT {policy} [0:0]\n:MINE - [0:0]\n-A OUTPUT -o lo -j MINE\n-A MINE -j RETURN\nCOMMIT\n"
         for table, policy in POLICIES.items()
@@ -110,17 +109,19 @@ def test_foreign_comments_that_look_like_something_else(host):
     assert host.save() == before
 
 
-def test_what_only_nft_can_read(hosts):
+def test_what_only_nft_can_read():
     """iptables-nft-save prints such a table as empty, with exit status 0: nothing is planned on that."""
-    host = hosts("nft")
-    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
-    host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n")
-    host.run(["nft", "add chain ip filter NATIVE; add rule ip filter NATIVE ct state established accept"])
-    before = host.run(["nft", "list", "ruleset"]).stdout
-    for fun in ("iptlive.plan", "iptlive.apply"):
-        with pytest.raises(SaltError, match="Table `filter' is incompatible, use 'nft' tool"):
-            host.call(fun, **IPV4_ONLY)
-    assert host.run(["nft", "list", "ruleset"]).stdout == before
-    # A table of another family is nobody's business.
-    host.run(["nft", "delete chain ip filter NATIVE; add table inet fw { chain c { ct state established accept; }; }"])
-    assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
+    with Host("nft") as host:
+        host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+        host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n")
+        host.run(["nft", "add chain ip filter NATIVE; add rule ip filter NATIVE ct state established accept"])
+        before = host.run(["nft", "list", "ruleset"]).stdout
+        for fun in ("iptlive.plan", "iptlive.apply"):
+            with pytest.raises(SaltError, match="Table `filter' is incompatible, use 'nft' tool"):
+                host.call(fun, **IPV4_ONLY)
+        assert host.run(["nft", "list", "ruleset"]).stdout == before
+        # A table of another family is nobody's business.
+        host.run(
+            ["nft", "delete chain ip filter NATIVE; add table inet fw { chain c { ct state established accept; }; }"]
+        )
+        assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]

@@ -1,7 +1,5 @@
 """The manual's two examples (its chapters 3.2 and 3.3), on both backends, for both families."""
 
-import pytest
-
 HEAD = """\
 #
 *filter
@@ -136,10 +134,9 @@ def test_examples_through_the_state(host):
     assert host.state(test=True).value["result"] is True
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_examples_through_salt_call(hosts, backend):
+def test_examples_through_salt_call(new_host):
     """The very program and the very state tree that an administrator uses, with the rules of a Docker host."""
-    host = hosts(backend)
+    host = new_host
     prepare(host)
     at_first = host.save("ipv4")
     store(host, with_additions)

@@ -106,10 +106,9 @@ def ways_to_read(host):
 
 
 @pytest.mark.parametrize("live", [LIVE, None], ids=["rules", "no table"])
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_nothing_is_written(hosts, backend, live):
+def test_nothing_is_written(new_host, live):
     """Not even on a host on which no table was ever made; and while another program holds the xtables lock."""
-    host = hosts(backend)
+    host = new_host
     for family, path in PATHS.items():
         host.write(path, STORED)
         if live:
@@ -124,10 +123,9 @@ def test_nothing_is_written(hosts, backend, live):
         assert everything(host) == before
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_no_table_is_replaced(hosts, backend):
+def test_no_table_is_replaced(new_host):
     """iptables-legacy replaces a whole table with each commit, which fills used quotas again: one packet, no more."""
-    host = hosts(backend)
+    host = new_host
     host.restore(LIVE)
     host.write(PATHS["ipv4"], STORED)
     python(host, SEND)
