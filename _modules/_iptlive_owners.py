@@ -9,7 +9,6 @@ import re
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Pattern, Tuple
 
 from _iptlive_model import BUILTIN, InputError, Table
-from _iptlive_rules import words
 
 UNKNOWN = "unknown"
 
@@ -94,6 +93,9 @@ OWNERS: Dict[str, Owner] = {
 
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
 _INTERFACE = re.compile(r"(?:^| )-[io] (\S+)")
+_COMMENT = re.compile(r'(?:^| )--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_GLOB = re.compile(r'[*?["\\]')
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -104,6 +106,8 @@ class Owners:
         self._names = [(name, _any(owner.chains)) for name, owner in table.items() if owner.chains]
         self._found: Dict[str, Optional[str]] = {}
         self._yours = _any([pattern for owner in table.values() for pattern in owner.yours])
+        # Most rules are nobody's: what none of these stands in needs no closer look.
+        self._telling = {_GLOB.split(pattern)[0] for owner in table.values() for pattern in owner.comments}
         self._comments = [(name, _any(owner.comments, ".*")) for name, owner in table.items() if owner.comments]
         self._shapes = _Shapes(table)
 
@@ -127,15 +131,14 @@ class Owners:
         owner = self.of_chain(chain)
         if owner and not self.is_yours(chain):
             return owner
-        target = _TARGET.search(_unquoted(rule))
-        owner = target and self.of_chain(target.group(1))
+        target = _target(rule)
+        owner = target and self.of_chain(target)
         return owner or self._of_comment(rule) or self._shapes.owner(table, chain, rule) or UNKNOWN
 
     def _of_comment(self, rule: str) -> Optional[str]:
-        if "--comment " not in rule:
+        if "--comment " not in rule or not any(text in rule for text in self._telling):
             return None
-        values = [word.value for word in words(rule)]
-        comments = [value for option, value in zip(values, values[1:]) if option == "--comment"]
+        comments = [_ESCAPE.sub(r"\1", quoted) or bare for quoted, bare in _COMMENT.findall(rule)]
         return next((name for name, fits in self._comments if any(map(fits.match, comments))), None)
 
     def count(self, table: str, content: Table) -> Dict[str, int]:
@@ -176,6 +179,12 @@ class _Shapes:
                 (name, shape) for start, name, shape in plain if start is None or start.group() == place + " "
             ]
         return self._by_chain[place]
+
+
+def _target(rule: str) -> Optional[str]:
+    """The chain or target that the rule jumps to; it mostly stands behind the last quoted text."""
+    found = _TARGET.search(rule, rule.rfind('"') + 1) or _TARGET.search(_unquoted(rule))
+    return found.group(1) if found else None
 
 
 def _unquoted(rule: str) -> str:
