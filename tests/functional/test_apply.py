@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lab.host import Host, SaltError
+from lab.host import SaltError
 
 IPV4_ONLY = {"families": ["ipv4"]}
 PATH = "/etc/iptables/rules.v4"
@@ -109,19 +109,21 @@ def test_foreign_comments_that_look_like_something_else(host):
     assert host.save() == before
 
 
-def test_what_only_nft_can_read():
+@pytest.mark.parametrize("kept_host", ["nft"], indirect=True)
+def test_what_only_nft_can_read(host):
     """iptables-nft-save prints such a table as empty, with exit status 0: nothing is planned on that."""
-    with Host("nft") as host:
-        host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
-        host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n")
-        host.run(["nft", "add chain ip filter NATIVE; add rule ip filter NATIVE ct state established accept"])
-        before = host.run(["nft", "list", "ruleset"]).stdout
-        for fun in ("iptlive.plan", "iptlive.apply"):
-            with pytest.raises(SaltError, match="Table `filter' is incompatible, use 'nft' tool"):
-                host.call(fun, **IPV4_ONLY)
-        assert host.run(["nft", "list", "ruleset"]).stdout == before
-        # A table of another family is nobody's business.
-        host.run(
-            ["nft", "delete chain ip filter NATIVE; add table inet fw { chain c { ct state established accept; }; }"]
-        )
-        assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n")
+    host.run(["nft", "add rule ip filter INPUT ct state established accept"])
+    before = host.run(["nft", "list", "ruleset"]).stdout
+    for fun in ("iptlive.plan", "iptlive.apply"):
+        with pytest.raises(SaltError, match="Table `filter' is incompatible, use 'nft' tool"):
+            host.call(fun, **IPV4_ONLY)
+    assert host.run(["nft", "list", "ruleset"]).stdout == before
+    # In a chain or a table that the stored file does not name it is nobody's business.
+    host.run(["nft", "flush ruleset"])
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    native = "{ chain native { ct state established accept; }; }"
+    host.run(["nft", f"add table ip filter {native}; add table inet fw {native}"])
+    assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
+    assert host.run(["nft", "list", "ruleset"]).stdout.count("ct state established accept") == 2
