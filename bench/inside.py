@@ -33,7 +33,7 @@ class Bench:
         if job["foreign"]:
             self._restore("ipv4", cases.foreign_rules(job["table"], job["foreign"]))
         salt = Salt(minion_options("/run/lab/bench"))
-        functions, _ = salt.loaded(json.dumps([{}, {}]))
+        functions = salt.loaded(json.dumps([{}, {}]))[0]
         self._context = salt.context
         self._plan, self._apply = functions["iptlive.plan"], functions["iptlive.apply"]
 

@@ -1,0 +1,67 @@
+"""A master and its minions, each with a firewall of its own, on this machine: what a state run costs the fleet."""
+
+import json
+import sys
+import time
+
+from bench import cases
+from lab.fleet import BASE, Fleet
+from lab.host import REPO
+
+STORED = 20
+PATIENCE = 900  # seconds; so many minions on one machine take their time to come up
+EDITS = (0, 3, 30, 300, 1000)
+
+
+class LargeFleet(Fleet):
+    """Waits longer, and has an empty state to compare with."""
+
+    def _wait(self):
+        self.master.write("/run/lab/states/empty.sls", "{}")
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            answered = self.salt("*", "test.ping", timeout=120).value or {}
+            if sum(answer is True for answer in answered.values()) == len(self.minions):
+                self.salt("*", "saltutil.sync_all", timeout=PATIENCE)
+                return
+        raise SystemExit(f"only {len(answered)} of {len(self.minions)} minions came up")
+
+
+def measure(minions, rounds):
+    started = time.monotonic()
+    with LargeFleet(minions=minions, ssh_hosts=0) as fleet:
+        came_up = round(time.monotonic() - started)
+        for host in fleet.minions.values():
+            host.write("/etc/iptables/rules.v4", cases.stored_file("ipv4", STORED))
+            host.restore(cases.stored_file("ipv4", STORED))
+            host.run(["iptables", "-D", "INPUT", "3"])
+        fleet.pillar({"iptlive": {"families": ["ipv4"]}})
+        times = _on_master(fleet, {"rounds": rounds})
+        return {"minions": minions, "seconds until all answered": came_up, **times, "return bytes": _sizes(fleet)}
+
+
+def _sizes(fleet):
+    """What one minion's return weighs, by the number of edits."""
+    found = {}
+    host = fleet.minions["m1"]
+    for edits in EDITS:
+        stored = cases.stored_file("ipv4", 20 + 2 * edits)
+        host.write("/etc/iptables/rules.v4", stored)
+        kept, left = [], edits
+        for line in stored.splitlines():
+            if left and line.startswith("-A INPUT"):
+                left -= 1
+            else:
+                kept.append(line)
+        host.run(["iptables", "-F"])
+        host.run(["iptables", "-X"])
+        host.restore("\n".join([*kept, ""]))
+        found[edits] = _on_master(fleet, {"rounds": 1, "only": "m1"})["bytes"]
+    return found
+
+
+def _on_master(fleet, job):
+    options = json.dumps({"config": BASE + "/master", **job})
+    argv = [sys.executable, "-m", "bench.fleet_inside", options]
+    done = fleet.master.run(argv, timeout=PATIENCE, env={"PYTHONPATH": str(REPO)})
+    return json.loads(done.stdout.splitlines()[-1])
