@@ -1,8 +1,10 @@
 """
-Runs inside a throw-away host, as a new process each time: one plan, with what it takes besides time.
+Runs inside a throw-away host, as a new process each time: loading, and one plan and one apply, with what they take
+besides time.
 
-Takes a JSON object with ``plan``: whether to go on after loading. Prints a JSON line: what loading took, the programs that one plan and one apply ran, and the most memory that this
-process needed before and after the plan, and the largest of the programs.
+Takes a JSON object with ``plan``: whether to go on after loading.  Prints a JSON line: what loading took, the programs
+that the plan and the apply ran, and the most memory that this process needed before and after the plan, and the
+largest of the programs.
 """
 
 import json
