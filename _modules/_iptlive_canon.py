@@ -9,16 +9,19 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 import tempfile
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import _iptlive_hosts as hosts
+import _iptlive_netlink as netlink
 import _iptlive_references as references
 import _iptlive_scratch as texts
 from _iptlive_kernel import Done, Tools, environment, listing, message, present, run
 from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
+from _iptlive_netlink import Rule
 from _iptlive_plan import StoredState
-from _iptlive_rules import parse_lists
+from _iptlive_rules import parse_lists, sets
 from _iptlive_scratch import Item, Texts
 from _iptlive_stored import StoredFile
 
@@ -71,6 +74,7 @@ class Scratch:
 
     kind = "dry run"
     caveat = ""
+    can_load = False
 
     def __init__(self, folder: str):
         self._folder = folder
@@ -100,7 +104,7 @@ class Scratch:
         text = f"*{self._bench(tools)}\n-N {name}\n-D {texts.NOWHERE} 1\nCOMMIT\n"
         return "clash with target name" in self.run([tools.restore, "--noflush"], text).err
 
-    def spell(self, task: _Task, chosen: Sequence[Item], sets: Set[str]) -> Texts:
+    def spell(self, task: _Task, chosen: Sequence[Item], known_sets: Set[str]) -> Texts:
         """What each of the rules becomes."""
         return self._discarded(task, chosen)
 
@@ -127,6 +131,7 @@ class Namespace(Scratch):
     """A throw-away network namespace, held by a ``cat`` that ends with its standard input."""
 
     kind = "namespace"
+    can_load = True
     _unshare = ("unshare", "--net", "cat")
 
     def __init__(self, folder: str):
@@ -152,8 +157,8 @@ class Namespace(Scratch):
     def _bench(self, tools: Tools) -> str:
         return "filter"
 
-    def spell(self, task: _Task, chosen: Sequence[Item], sets: Set[str]) -> Texts:
-        self._make_sets(sets)
+    def spell(self, task: _Task, chosen: Sequence[Item], known_sets: Set[str]) -> Texts:
+        self._make_sets(known_sets)
         with_object = [item for item in chosen if texts.names_object(item.rule.spec)]
         others = [item for item in chosen if item not in with_object] if with_object else chosen
         return {**self._committed(task, others), **self._discarded(task, with_object)}
@@ -173,6 +178,26 @@ class Namespace(Scratch):
         if done.status:
             raise self._not_loaded(task, load, done, chosen)
         return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
+
+    def written(self, tools: Tools, table: str, printed: Sequence[str], chains: Iterable[str]) -> List[Optional[Rule]]:
+        """What iptables writes into the kernel for rules as they are printed; None for one that it does not take."""
+        self._make_sets({name for rule in printed for name in sets(rule)})
+        start = ["*" + table] + [f":{chain} - [0:0]" for chain in list(chains) + [texts.BENCH]]
+
+        def load(rules: Sequence[str]) -> Optional[List[Rule]]:
+            lines = [f"-A {texts.BENCH} {rule}".rstrip(" ") for rule in rules]
+            if self.run([tools.restore, "--noflush"], "\n".join(start + lines + ["COMMIT", ""])).status:
+                return None
+            dump = [sys.executable, "-I", netlink.__file__, tools.family, table, texts.BENCH]
+            done = self.run(dump)
+            if done.status:
+                raise HostError(f"{' '.join(dump)}: {message(done.err)}")
+            return netlink.from_json(done.out)
+
+        found = load(printed)
+        if found is None or len(found) != len(printed):
+            return [one[0] if one and len(one) == 1 else None for one in ([load([rule]) for rule in printed])]
+        return list(found)
 
     def _not_loaded(self, task: _Task, load: texts.Load, done: Done, chosen: Sequence[Item]) -> HostError:
         """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""

@@ -9,6 +9,7 @@ from typing import Dict, NamedTuple, Optional, Tuple
 import _iptlive_canon as canon
 import _iptlive_files as files
 import _iptlive_kernel as kernel
+import _iptlive_rivals as rivals
 from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, StoredState, plan_chain
@@ -75,6 +76,8 @@ def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile)
     live = _live(tools, stored)
     scratch = opened.result()
     states, warnings = canon.canonical(scratch, tools, stored, live)
+    states, misprints = rivals.misprinted(scratch, tools, live, states)
+    warnings = stored.warnings + warnings + tuple(misprints + rivals.elsewhere(tools))
     plans = {
         table: {
             chain: _plan(options, tools.family, table, chain, state, live.get(table, {}))
@@ -82,7 +85,7 @@ def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile)
         }
         for table, chains in states.items()
     }
-    return FamilyView(tools, stored.path, live, states, plans, stored.warnings + warnings, scratch.kind)
+    return FamilyView(tools, stored.path, live, states, plans, warnings, scratch.kind)
 
 
 def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:

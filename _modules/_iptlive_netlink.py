@@ -1,0 +1,132 @@
+"""What nf_tables holds, asked of the kernel itself: tables, the hooks of their chains, and rules as their expressions.
+
+iptables-nft shows only what it knows how to print, and the program ``nft`` need not be installed. Run as a program,
+this file prints the rules of a chain as JSON: that is how a throw-away namespace is asked.
+"""
+
+import json
+import os
+import socket
+import struct
+import sys
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+FAMILIES = {"ipv4": 2, "ipv6": 10}
+INET = 1
+_NETLINK_NETFILTER = 12
+_NFTABLES = 10
+_GET_CHAIN, _GET_RULE = 4, 7
+_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
+_ERROR, _DONE = 2, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_DROP = 0
+_TRIES = 5
+
+
+class Base(NamedTuple):
+    """A chain that hooks packets."""
+
+    family: int
+    table: str
+    name: str
+    hook: int
+    drops: bool
+
+
+Rule = Tuple[Tuple[str, bytes], ...]  # the names of its expressions, with their data
+
+
+class NoAnswerError(Exception):
+    """The kernel has no nf_tables, or does not let us ask."""
+
+
+def base_chains() -> List[Base]:
+    """Of all families."""
+    found = []
+    for family, chain in _dump(_GET_CHAIN, 0, b""):
+        if _CHAIN_HOOK in chain:
+            hook = _number(attributes(chain[_CHAIN_HOOK])[1])
+            drops = _CHAIN_POLICY in chain and _number(chain[_CHAIN_POLICY]) == _DROP
+            found.append(Base(family, _text(chain[_CHAIN_TABLE]), _text(chain[_CHAIN_NAME]), hook, drops))
+    return found
+
+
+def rules(family: int, table: str, chain: Optional[str] = None) -> List[Rule]:
+    """The rules of a chain, or of a whole table."""
+    wanted = _attribute(_RULE_TABLE, table) + (_attribute(_RULE_CHAIN, chain) if chain else b"")
+    return [_rule(found.get(_RULE_EXPRESSIONS, b"")) for _, found in _dump(_GET_RULE, family, wanted)]
+
+
+def _rule(data: bytes) -> Rule:
+    elements = [attributes(element) for _, element in _parts(data)]
+    return tuple((_text(element[1]), element.get(2, b"")) for element in elements)
+
+
+def attributes(data: bytes) -> Dict[int, bytes]:
+    return dict(_parts(data))
+
+
+def _parts(data: bytes) -> Iterator[Tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def _attribute(kind: int, text: str) -> bytes:
+    value = text.encode() + b"\0"
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, Dict[int, bytes]]]:
+    """Asked again while the ruleset changes under our eyes."""
+    for _ in range(_TRIES):
+        try:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+                netlink.settimeout(10)
+                body = struct.pack("=BBH", family, 0, 0) + wanted
+                kind = _NFTABLES << 8 | what
+                netlink.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
+                return list(_answers(netlink))
+        except InterruptedError:
+            continue
+        except OSError as err:
+            raise NoAnswerError(str(err)) from err
+    raise NoAnswerError("other programs keep changing the rules")
+
+
+def _answers(netlink: socket.socket) -> Iterator[Tuple[int, Dict[int, bytes]]]:
+    while True:
+        data = netlink.recv(1 << 20)
+        at = 0
+        while at < len(data):
+            length, kind, flags = struct.unpack_from("=IHH", data, at)
+            if flags & _INTERRUPTED:
+                raise InterruptedError
+            if kind == _DONE:
+                return
+            if kind == _ERROR:
+                error = -struct.unpack_from("=i", data, at + 16)[0]
+                raise OSError(error, os.strerror(error))
+            yield data[at + 16], attributes(data[at + 20 : at + length])
+            at += (length + 3) & ~3
+
+
+def from_json(text: str) -> List[Rule]:
+    """What this file prints when it is run as a program."""
+    return [tuple((name, bytes.fromhex(data)) for name, data in rule) for rule in json.loads(text)]
+
+
+if __name__ == "__main__":
+    listed = rules(FAMILIES[sys.argv[1]], sys.argv[2], sys.argv[3])
+    print(json.dumps([[[name, data.hex()] for name, data in rule] for rule in listed]))

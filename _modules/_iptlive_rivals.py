@@ -1,0 +1,158 @@
+"""Half the truth: rules that see the same packets but are not in what was read, or not what they are printed as."""
+
+import shutil
+from collections import Counter, defaultdict
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import _iptlive_native as native
+import _iptlive_netlink as netlink
+from _iptlive_kernel import COMMANDS, LEGACY_TABLES, SEARCH_PATH, Tools, message, run
+from _iptlive_model import BUILTIN, FAMILIES, HostError, Table, chain_key
+from _iptlive_plan import Refusal, StoredState
+from _iptlive_rules import parse_save
+from _iptlive_scratch import names_object
+
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_FAMILY_WORDS = {netlink.INET: "inet", 2: "ip", 10: "ip6"}
+
+States = Dict[str, Dict[str, StoredState]]
+
+
+def elsewhere(tools: Tools) -> List[str]:
+    """Warnings about rules of the backend that is not in use, and about native tables. Creates no table."""
+    warnings = _legacy_rules(tools) if tools.backend == "nft" else []
+    return warnings + _nft_tables(tools)
+
+
+def _legacy_rules(tools: Tools) -> List[str]:
+    try:
+        with open(LEGACY_TABLES[tools.family], encoding="ascii") as listing:
+            names = listing.read().split()
+    except FileNotFoundError:
+        return []
+    if not names:
+        return []
+    program = f"{COMMANDS[tools.family]}-legacy-save"
+    if shutil.which(program, path=SEARCH_PATH) is None:
+        return [
+            f"{FAMILIES[tools.family]}: the kernel has legacy tables ({', '.join(sorted(names))}) beside those of nft, "
+            f"and '{program}' is not installed to tell whether they hold rules"
+        ]
+    # This one reads the tables that there are; 'iptables-legacy -S' would make one.
+    done = run([program])
+    if done.status:
+        raise HostError(f"{program}: {message(done.err)}")
+    held = Counter()
+    for name, table in parse_save(done.out).items():
+        held[name] = sum(len(chain.rules) + (chain.policy == "DROP") for chain in table.values())
+    return _beside(tools, "legacy", held, f"{program}")
+
+
+def _nft_tables(tools: Tools) -> List[str]:
+    family = netlink.FAMILIES[tools.family]
+    hooks: Dict[Tuple[int, str], List[netlink.Base]] = defaultdict(list)
+    try:
+        for chain in netlink.base_chains():
+            if chain.family in (family, netlink.INET):
+                hooks[(chain.family, chain.table)].append(chain)
+        held = {key: len(netlink.rules(*key)) + sum(chain.drops for chain in hooks[key]) for key in hooks}
+    except netlink.NoAnswerError:
+        return []  # no nf_tables in this kernel
+    own = Counter({table: held[kind, table] for kind, table in held if kind == family and table in BUILTIN})
+    warnings = _beside(tools, "nft", own, f"{COMMANDS[tools.family]}-nft-save") if tools.backend == "legacy" else []
+    for kind, table in sorted(hooks):
+        if held[kind, table] and not (kind == family and table in BUILTIN):
+            warnings.append(_native_table(_FAMILY_WORDS[kind], table, hooks[kind, table]))
+    return warnings
+
+
+def _native_table(family: str, table: str, chains: Sequence[netlink.Base]) -> str:
+    names = [name for number, name in enumerate(_HOOKS) if any(chain.hook == number for chain in chains)]
+    return (
+        f"the nftables table '{family} {table}' sees the same packets ({', '.join(names)}) and decides over them too; "
+        f"it is not looked at here. See 'nft list table {family} {table}'"
+    )
+
+
+def _beside(tools: Tools, backend: str, held: Counter, program: str) -> List[str]:
+    found = ", ".join(f"{name}: {count}" for name, count in sorted(held.items()) if count)
+    if not found:
+        return []
+    return [
+        f"{FAMILIES[tools.family]}: the {backend} backend holds rules or policies too ({found}); packets pass both, "
+        f"and only those of {tools.backend} are looked at here. See '{program}', and remove one of the two"
+    ]
+
+
+class _Suspect(NamedTuple):
+    """A rule that is not plainly one of iptables', and how it is printed."""
+
+    table: str
+    chain: str
+    position: int
+    text: str
+    rule: netlink.Rule
+
+
+def misprinted(scratch, tools: Tools, live: Dict[str, Table], states: States) -> Tuple[States, List[str]]:
+    """The states with a refusal where a misprinted rule reads like a stored one, and a warning about any other."""
+    if tools.backend != "nft":
+        return states, []
+    suspects, warnings = _suspects(tools, live, states)
+    refused = {table: dict(chains) for table, chains in states.items()}
+    for suspect in _proved(scratch, tools, suspects, warnings):
+        key = chain_key(tools.family, suspect.table, suspect.chain)
+        state = refused[suspect.table][suspect.chain]
+        lines = tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
+        what = (
+            f"{key}: the rule at position {suspect.position} was not written by iptables and does something else than"
+        )
+        if lines:
+            refusal = _refusal(f"{what} line {lines[0]}, like which it is printed", suspect)._replace(lines=lines)
+            refused[suspect.table][suspect.chain] = state._replace(refusals=state.refusals + (refusal,))
+        else:
+            warnings.append(f"{what} it is printed as: '{suspect.text}'")
+    return refused, warnings
+
+
+def _proved(scratch, tools: Tools, suspects: Sequence[_Suspect], warnings) -> List[_Suspect]:
+    """Those whose printed text, written by iptables, is another rule."""
+    checked = [suspect for suspect in suspects if scratch.can_load and not names_object(suspect.text)]
+    if len(checked) < len(suspects):
+        warnings.append(
+            f"{FAMILIES[tools.family]}: {len(suspects) - len(checked)} rules of the kernel could not be checked for "
+            "being what they are printed as"
+        )
+    proved = []
+    for table in dict.fromkeys(suspect.table for suspect in checked):
+        here = [suspect for suspect in checked if suspect.table == table]
+        chains = sorted({chain for suspect in here for chain in native.jumps(suspect.rule)})
+        written = scratch.written(tools, table, [suspect.text for suspect in here], chains)
+        proved += [
+            suspect for suspect, rule in zip(here, written) if rule is None or not native.same(rule, suspect.rule)
+        ]
+    return proved
+
+
+def _refusal(what: str, suspect: _Suspect) -> Refusal:
+    hint = "remove it with the program that wrote it (nft), or have it write to a table of its own"
+    return Refusal("native_rule", what, hint, (suspect.text,))
+
+
+def _suspects(tools: Tools, live: Dict[str, Table], states: States) -> Tuple[List[_Suspect], List[str]]:
+    found, warnings = [], []
+    for table, chains in states.items():
+        for chain in chains:
+            printed = live[table][chain].rules if chain in live.get(table, {}) else ()
+            if not printed:
+                continue
+            rules = netlink.rules(netlink.FAMILIES[tools.family], table, chain)
+            if len(rules) != len(printed):
+                warnings.append(f"{chain_key(tools.family, table, chain)}: changed while it was being read")
+                continue
+            found += [
+                _Suspect(table, chain, position, text, rule)
+                for position, (text, rule) in enumerate(zip(printed, rules), 1)
+                if not native.is_plain(rule, tools.family, tools.version)
+            ]
+    return found, warnings

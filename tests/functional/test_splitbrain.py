@@ -1,0 +1,195 @@
+"""Half the truth: rules that iptables does not show, or shows as something else."""
+
+import random
+import sys
+
+import pytest
+from _iptlive_native import is_plain, same
+from _iptlive_netlink import from_json
+from _iptlive_rules import parse_save
+from test_scratch import rules
+
+from lab.host import REPO, SaltError
+
+PATHS = {"ipv4": "/etc/iptables/rules.v4", "ipv6": "/etc/iptables/rules.v6"}
+STORED = "*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n"
+IPV4 = {"families": ["ipv4"]}
+
+
+def nft(host, *commands):
+    host.run(["nft", "-f", "-"], input="\n".join(commands) + "\n")
+
+
+@pytest.mark.parametrize("family", PATHS)
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_rules_of_the_other_backend(hosts, backend, family):
+    host = hosts(backend)
+    other = {"nft": "legacy", "legacy": "nft"}[backend]
+    host.restore(STORED, family)
+    host.write(PATHS[family], STORED)
+    options = {"families": [family]}
+    assert host.call("iptlive.plan", **options).value["warnings"] == []
+    host.restore("*filter\nCOMMIT\n*mangle\nCOMMIT\n", family, other)
+    assert host.call("iptlive.plan", **options).value["warnings"] == []
+    host.restore(
+        "*filter\n:FORWARD DROP [0:0]\n-A INPUT -i eth0\nCOMMIT\n*mangle\n-A INPUT -i eth0\nCOMMIT\n", family, other
+    )
+    made = host.call("iptlive.plan", **options).value
+    assert made["status"] == "in_sync"
+    (warning,) = made["warnings"]
+    assert f"the {other} backend holds rules or policies too (filter: 2, mangle: 1)" in warning
+
+
+def test_reading_creates_no_table(hosts):
+    host = hosts("legacy")
+    host.write(PATHS["ipv4"], STORED + "*nat\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n")
+    assert host.call("iptlive.plan", **IPV4).value["status"] == "changes"
+    assert host.run(["cat", "/proc/net/ip_tables_names"], check=False).stdout == ""
+    assert host.run(["nft", "list", "ruleset"]).stdout == ""
+
+
+def test_native_tables(host):
+    host.restore(STORED)
+    host.write(PATHS["ipv4"], STORED)
+    nft(
+        host,
+        "add table inet idle",
+        "add chain inet idle in { type filter hook input priority 0; policy accept; }",
+        "add table inet unhooked",
+        "add chain inet unhooked in",
+        "add rule inet unhooked in counter drop",
+        "add table ip6 six",
+        "add chain ip6 six in { type filter hook input priority 0; }",
+        "add rule ip6 six in counter drop",
+        "add table inet fw",
+        "add chain inet fw in { type filter hook input priority 0; }",
+        "add chain inet fw out { type filter hook output priority 0; }",
+        "add rule inet fw in counter accept",
+        "add table ip closed",
+        "add chain ip closed every { type filter hook forward priority 5; policy drop; }",
+    )
+    made = host.call("iptlive.plan", **IPV4).value
+    assert made["status"] == "in_sync"
+    assert [warning.split("'")[1] for warning in made["warnings"]] == ["inet fw", "ip closed"]
+    assert "sees the same packets (input, output) and decides over them too" in made["warnings"][0]
+
+
+@pytest.fixture
+def nft_host(hosts):
+    return hosts("nft")
+
+
+def test_incompatible_table(nft_host):
+    """iptables-nft-save prints such a table as empty, with exit status 0."""
+    nft_host.restore(STORED)
+    nft_host.write(PATHS["ipv4"], STORED.replace("lo", "eth0"))
+    nft(nft_host, "add rule ip filter INPUT ct state established reject")
+    before = nft_host.run(["nft", "list", "ruleset"]).stdout
+    with pytest.raises(SaltError, match="nothing was planned on half the truth"):
+        nft_host.call("iptlive.apply", **IPV4)
+    assert nft_host.run(["nft", "list", "ruleset"]).stdout == before
+
+
+def test_misprinted_rules(nft_host):
+    nft_host.restore(STORED)
+    nft(
+        nft_host,
+        "add rule ip filter INPUT tcp dport { 80, 443 } counter accept",
+        "add rule ip filter INPUT ip saddr 10.0.0.1-10.0.0.9 drop",
+        "add rule ip filter INPUT tcp dport 22 accept",
+    )
+    printed = parse_save(nft_host.save())["filter"]["INPUT"].rules
+    assert printed == (
+        "-i lo -j ACCEPT",
+        "-p tcp -j ACCEPT",
+        "-s 10.0.0.9/32 -j DROP",
+        "-p tcp -m tcp --dport 22 -j ACCEPT",
+    )
+    nft_host.write(PATHS["ipv4"], STORED)
+    made = nft_host.call("iptlive.plan", **IPV4).value
+    assert made["status"] == "in_sync"
+    assert made["warnings"] == [
+        f"IPv4/filter/INPUT: the rule at position {position} was not written by iptables and does something else than "
+        f"it is printed as: '{printed[position - 1]}'"
+        for position in (2, 3)
+    ]
+    for line in ("-A INPUT -p tcp -j ACCEPT", "#DELETE# -A INPUT -p tcp -j ACCEPT"):
+        nft_host.write(PATHS["ipv4"], STORED.replace("COMMIT", line + "\nCOMMIT"))
+        done = nft_host.call("iptlive.apply", **IPV4)
+        (refusal,) = done.value["refusals"]["IPv4/filter/INPUT"]
+        assert (done.retcode, refusal["reason"], refusal["lines"]) == (1, "native_rule", [3])
+        assert "position 2 was not written by iptables and does something else than line 3" in refusal["message"]
+        assert parse_save(nft_host.save())["filter"]["INPUT"].rules == printed
+
+
+@pytest.mark.parametrize("family", PATHS)
+def test_what_iptables_writes_is_never_suspected(nft_host, family):
+    nft_host.run(["ipset", "create", "blocked", "hash:ip,port"])
+    nft_host.run(["ipset", "create", "blocked6", "hash:ip", "family", "inet6"])
+    unfit = ("nfacct", "rateest ")
+    for table in ("filter", "nat", "mangle", "raw"):
+        lines = [
+            f"-A {chain} {' '.join(rest)}" for kind, where, chain, *rest in rules() if (kind, where) == (family, table)
+        ]
+        chosen = [line for line in lines if not any(word in line for word in unfit)]
+        text = "\n".join([f"*{table}", ":MINE - [0:0]", ":THEIRS - [0:0]", *chosen, "COMMIT", ""])
+        nft_host.restore(text, family)
+        nft_host.write(PATHS[family], text)
+        made = nft_host.call("iptlive.plan", families=[family], duplicates="allow").value
+        assert (made["status"], [text for text in made["warnings"] if "position" in text]) == ("in_sync", [])
+
+
+PARTS = [
+    "ip saddr 10.0.0.5", "ip saddr 10.0.0.0/8", "ip saddr != 10.1.0.0/16", "ip daddr 10.0.0.1-10.0.0.9",
+    "ip daddr & 255.0.255.0 == 10.0.1.0", "ip saddr { 10.0.0.1, 10.0.0.7 }", "ip protocol tcp", "ip protocol != udp",
+    "meta l4proto { tcp, udp }", "ip ttl 5", "ip ttl < 5", "ip dscp 5", "ip length 100", "ip frag-off & 0x1fff != 0",
+    "ip version 4", "iifname lo", "iifname \"eth*\"", "iifname != lo", "iifname { lo, eth0 }", "iif lo", "oifname eth0",
+    "tcp dport 22", "tcp dport != 22", "tcp dport 1-9", "tcp sport { 1, 2 }", "tcp dport > 1000", "udp dport 53",
+    "th dport 53", "tcp flags syn", "tcp flags & (syn|ack) == syn", "tcp flags == syn", "tcp flags & syn == syn|ack",
+    "meta mark 5", "meta mark & 0xf == 5", "meta mark != 7", "limit rate 3/second", "limit rate over 3/minute",
+    "limit rate 1001/second", "limit rate 10 kbytes/second", "icmp type echo-request", "pkttype host", "meta length 5",
+    "counter",
+]  # fmt: skip
+ENDS = [
+    "accept",
+    "drop",
+    "return",
+    "continue",
+    "",
+    "counter",
+    "meta mark set 5",
+    "jump AWAY",
+    "goto AWAY",
+    "queue num 1",
+]
+
+
+def listed(host, chain):
+    program = [sys.executable, "-I", REPO / "_modules" / "_iptlive_netlink.py", "ipv4", "filter", chain]
+    return from_json(host.run(program).stdout)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_plain_rules_are_what_they_are_printed_as(nft_host, seed):
+    """Random native rules: whatever passes for plain comes out the same when iptables writes what it printed."""
+    choose = random.Random(seed)
+    nft_host.restore("*filter\n:AWAY - [0:0]\n:RANDOM - [0:0]\n:WRITTEN - [0:0]\nCOMMIT\n")
+    verdicts = {True: 0, False: 0}
+    for _ in range(60):
+        parts = [choose.choice(PARTS) for _ in range(choose.randint(0, 2))]
+        parts += ["counter"] * choose.randint(0, 1) + [choose.choice(ENDS)]
+        nft_host.run(["iptables", "-F", "RANDOM"])
+        nft_host.run(["iptables", "-F", "WRITTEN"])
+        added = nft_host.run(["nft", "add", "rule", "ip", "filter", "RANDOM", " ".join(parts)], check=False)
+        shown = nft_host.run(["iptables", "-S", "RANDOM"], check=False)
+        if added.returncode or shown.returncode:
+            continue
+        (rule,) = listed(nft_host, "RANDOM")
+        plain = is_plain(rule, "ipv4", "1.8.9")
+        verdicts[plain] += 1
+        if plain:
+            text = shown.stdout.splitlines()[1].replace("-A RANDOM", "-A WRITTEN")
+            nft_host.run(["iptables-restore", "--noflush"], input=f"*filter\n{text}\nCOMMIT\n")
+            (written,) = listed(nft_host, "WRITTEN")
+            assert same(rule, written), (parts, text)
+    assert min(verdicts.values()) >= 5, verdicts
