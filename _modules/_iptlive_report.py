@@ -29,7 +29,7 @@ def planned(found: Survey) -> Dict[str, Any]:
         },
         "changes": changes,
         "refusals": refusals,
-        "warnings": [plain(warning) for warning in warnings],
+        "warnings": [plain(warning) for warning in dict.fromkeys(warnings)],
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from _iptlive_native import is_plain, same
 from _iptlive_netlink import from_json
 from _iptlive_rules import parse_save
-from test_scratch import rules
+from rule_list import rules
 
 from lab.host import REPO, SaltError
 

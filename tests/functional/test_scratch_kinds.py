@@ -3,9 +3,9 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from rule_list import rules
 
 from lab.host import ENVIRONMENT, REPO, SaltError
 
@@ -20,11 +20,6 @@ print(json.dumps(_iptlive_report.planned(_iptlive_survey.survey(_iptlive_options
 """
 WITHOUT_SYS_ADMIN = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
 OBJECT_LABEL = "iptlive-test"
-
-
-def rules():
-    lines = (Path(__file__).parent / "rules.txt").read_text(encoding="utf-8").splitlines()
-    return [line.split(" ", 3) for line in lines if line and not line.startswith("#")]
 
 
 def stored(family):
