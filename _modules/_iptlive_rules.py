@@ -1,5 +1,6 @@
 """Text to rules: the words of one rule line, and what ``iptables-save`` and ``iptables -S`` print."""
 
+import functools
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -69,12 +70,13 @@ def options(text: str, names: Tuple[str, ...]) -> Iterator[Option]:
                 yield Option(name, word.value[len(joint) :], word.start, word.start + len(joint), word.end)
 
 
-def targets(text: str) -> List[str]:
+@functools.lru_cache(maxsize=1 << 15)
+def targets(text: str) -> Tuple[str, ...]:
     """The chains or targets a rule jumps or goes to."""
     found = _PLAIN_TARGET.findall(_QUOTED_PART.sub('"" ', text) if '"' in text else text)
     if any('"' in name or name.startswith("-") for name in found):
-        return [option.value for option in options(text, TARGET_OPTIONS)]
-    return found
+        return tuple(option.value for option in options(text, TARGET_OPTIONS))
+    return tuple(found)
 
 
 def sets(text: str) -> List[str]:
@@ -85,7 +87,7 @@ def sets(text: str) -> List[str]:
 def other_family(text: str, family: str) -> bool:
     """Whether the line is one for the other family, which iptables-restore passes over."""
     marks = ("-6", "--ipv6") if family == "ipv4" else ("-4", "--ipv4")
-    return any(mark in text for mark in marks) and any(word.value in marks for word in words(text))
+    return (marks[0] in text or marks[1] in text) and any(word.value in marks for word in words(text))
 
 
 def logical_lines(text: str) -> Iterator[str]:

@@ -26,6 +26,7 @@ _MAY_NAME_OBJECT = re.compile("|".join(_OBJECT_TARGETS + _OBJECT_MATCHES) + "|--
 
 # What else than one rule comes of needs a comma or a mark of the family. These take lists that stay one rule, and
 # free texts.
+_MARKS = (",", '"', "-4", "-6", "--ip")  # none of them: no need to look closer
 _MAY_NOT_BE_ONE = re.compile(r"[,\"]|(?:^|[ \t])(?:-[46]|--ip)")
 _HARMLESS_LISTS = re.compile(r"--(?:[sd]?ports|state|ctstate|tcp-flags)[ \t]+[^ \t\"]+")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -76,7 +77,7 @@ def names_object(spec: str) -> bool:
 
 def becomes_one(spec: str) -> bool:
     """Whether the line is sure to become exactly one kernel rule."""
-    if not _MAY_NOT_BE_ONE.search(spec):
+    if not any(mark in spec for mark in _MARKS) or not _MAY_NOT_BE_ONE.search(spec):
         return True
     rest = _HARMLESS_TEXTS.sub("", _QUOTED.sub('""', spec)) if '"' in spec else spec
     return not _MAY_NOT_BE_ONE.search(_HARMLESS_LISTS.sub("", rest))

@@ -129,7 +129,7 @@ class _Reader:
             self._blanks.append(number)
         if not line:
             return
-        marked = _DELETE.match(line)
+        marked = _DELETE.match(line) if line[0] == "#" else None
         if marked:
             self._delete(line[marked.end() :])
         elif line.startswith("*"):
@@ -249,7 +249,8 @@ class _Reader:
 
     def _command(self, line: str, delete: bool = False) -> None:
         section = self._inside()
-        line = line[_COUNTERS.match(line).end() :] if _COUNTERS.match(line) else line
+        counters = _COUNTERS.match(line) if line[0] == "[" else None
+        line = line[counters.end() :] if counters else line
         if not quotes_closed(line):
             raise self.error("a double quote is opened and never closed; a quoted text cannot go on in the next line")
         plain = _PLAIN_RULE.match(line)

@@ -124,6 +124,6 @@ def test_targets_are_those_that_splitting_into_words_finds(text):
 
 def test_names_in_rules():
     rule = '-m set --match-set "my set" src -m comment --comment "-j NOT" -j MINE'
-    assert (targets(rule), sets(rule)) == (["MINE"], ["my set"])
-    assert targets("--goto ONE --jump TWO") == ["ONE", "TWO"]
+    assert (targets(rule), sets(rule)) == (("MINE",), ["my set"])
+    assert targets("--goto ONE --jump TWO") == ("ONE", "TWO")
     assert sets("-j SET --add-set a src --del-set b dst --map-set c src") == ["a", "b", "c"]
