@@ -44,14 +44,14 @@ class Done(NamedTuple):
 
 
 class Fleet:
-    """A master and its hosts; use it as a context manager, or ``close()`` it."""
+    """A master, with ``master_options``, and its hosts; use it as a context manager, or ``close()`` it."""
 
-    def __init__(self, minions=2, ssh_hosts=2):
+    def __init__(self, minions=2, ssh_hosts=2, **master_options):
         self.minions = {}
         self.ssh_hosts = {}
         self.master = Host("nft")
         try:
-            self._start_master()
+            self._start_master(master_options)
             for number in range(1, minions + 1):
                 self._start_minion(f"m{number}", f"198.51.100.{10 + number}", BACKENDS[(number - 1) % 2])
             for number in range(1, ssh_hosts + 1):
@@ -101,7 +101,7 @@ class Fleet:
 
     # --- making the hosts ----------------------------------------------------------------------------------------
 
-    def _start_master(self):
+    def _start_master(self, more):
         host = self.master
         host.run(["ip", "link", "add", "br0", "type", "bridge"])
         host.run(["ip", "address", "add", "198.51.100.1/24", "dev", "br0"])
@@ -121,6 +121,7 @@ class Fleet:
             ssh_minion_opts={"wrapper_dirs": [str(REPO / "wrapper")]},
             roster_file=BASE + "/roster",
             roster_defaults={"priv": KEY, "timeout": 10},
+            **more,
         )
         for minions_only in ("extension_modules", "file_client"):
             options.pop(minions_only)

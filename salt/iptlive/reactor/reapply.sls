@@ -1,0 +1,13 @@
+# Brings a minion whose live rules have drifted back in line. On the master:
+#
+#   reactor:
+#     - salt/beacon/*/iptlive/changes:
+#         - salt://iptlive/reactor/reapply.sls
+#
+# A list, so that an id with a wildcard in it, which only a broken or hostile minion would send, matches nobody.
+iptlive_reapply:
+  local.state.apply:
+    - tgt: {{ data['id'] | yaml_dquote }}
+    - tgt_type: list
+    - args:
+        - mods: iptlive
