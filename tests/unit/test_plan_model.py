@@ -90,6 +90,9 @@ def test_what_a_plan_leads_to(stored, kernel, deletes, placement, reorder):
         assert {refusal.reason for refusal in made.refusals} == {"contradiction"}
     if made.refusals:
         assert made.edits == ()
+        reasons = {refusal.reason for refusal in made.refusals}
+        assert placement == "refuse" or "foreign_between" not in reasons
+        assert not reorder or "out_of_order" not in reasons
         assert all(refusal.message.startswith(NAME) and refusal.hint for refusal in made.refusals)
         return
     result = made.result.rules
