@@ -13,6 +13,8 @@ An event is fired when the state changes: from in sync to ``changes``, ``refused
 to ``in_sync``. Rules of others never cause one: they are not part of the state. A minion starts with the assumption
 that all is in sync.
 
+On a host that is disabled (pillar ``iptlive:enabled``) nothing is compared.
+
 The event's tag is ``salt/beacon/MINION/iptlive/STATE``, and its data the summary of the plan: ``status``, ``was``,
 ``changes`` (how many per chain), ``refusals`` (the reasons per chain), ``warnings``; with ``error`` the ``message``.
 
@@ -48,6 +50,8 @@ def beacon(config):
     """
     Compare stored and live rules, and return an event where the state is another one than at the last interval.
     """
+    if not __salt__["iptlive.enabled"]():
+        return []
     settings = {}
     for item in config:
         settings.update(item)

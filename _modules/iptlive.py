@@ -134,7 +134,7 @@ def plan(**options):
         salt-call --local iptlive.plan families='[ipv4]' placement=before
     """
     with _salt_errors():
-        return _with_retcode(_looked_at(_options(options)))
+        return _with_retcode(_looked_at(_options(options), _owners()))
 
 
 def apply(test=False, **options):
@@ -170,23 +170,23 @@ def apply(test=False, **options):
         salt '*' iptlive.apply
     """
     with _salt_errors():
-        settings = _options(options)
+        settings, known = _options(options), _owners()
         if test:
-            return _with_retcode(dict(_looked_at(settings), applied=False))
+            return _with_retcode(dict(_looked_at(settings, known), applied=False))
         if not enabled():
             raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
         guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
-        return _with_retcode(_answer(update.apply(settings, guard, watchdog.arm)))
+        return _with_retcode(_answer(update.apply(settings, guard, watchdog.arm), known))
 
 
-def _looked_at(settings):
+def _looked_at(settings, known):
     found = survey.survey(settings)
     answer = report.planned(found)
     answer["warnings"] += update.notices()
-    return neighbours.annotate(answer, found, _owners())
+    return neighbours.annotate(answer, found, known)
 
 
-def _answer(applied):
+def _answer(applied, known):
     answer = dict(report.planned(applied.found), applied=False)
     answer["warnings"] += [report.plain(note) for note in applied.notes]
     if applied.refused:
@@ -197,7 +197,7 @@ def _answer(applied):
             answer["confirm"] = report.update(_settled(applied.entry))
             if _lost(answer):
                 answer.update(applied=False, changes={})
-    return neighbours.annotate(answer, applied.found, _owners(), applied.entry.steps if applied.entry else ())
+    return neighbours.annotate(answer, applied.found, known, applied.entry.steps if applied.entry else ())
 
 
 def _settled(entry):

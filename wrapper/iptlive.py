@@ -104,6 +104,19 @@ def export(test=False, overwrite=False, **options):
     return _remote("export", test=test, overwrite=overwrite, **_merged(options))
 
 
+def graph(form="dot", path=None, **options):
+    """
+    Draw the chains of all tables and their jumps, see the execution module.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-ssh web1 iptlive.graph mermaid --out=txt
+    """
+    return _remote("graph", form=form, path=path, **_merged(options))
+
+
 def enabled():
     """
     Tell whether iptlive may change this host, see the execution module.

@@ -135,6 +135,11 @@ def test_wrong_options_are_an_error_event(host):
         host.call("iptlive.drift", familys=["ipv4"])
 
 
+def test_a_disabled_host_is_left_in_peace(host):
+    host.restart_agent()
+    assert host.beacon(CONFIG, pillar={"iptlive": {"enabled": False}}).value == [[]]
+
+
 SYNCED_ANEW = """
 import pathlib, shutil, sys
 import salt.config, salt.loader

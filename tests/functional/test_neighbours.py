@@ -2,6 +2,7 @@
 
 import pytest
 
+from lab.host import SaltError
 from lab.neighbours import Fail2ban, load_kube
 
 STORED = """\
@@ -98,3 +99,13 @@ def test_pillar_names_further_owners(host):
     pillar = {"iptlive": {"families": ["ipv4"], "owners": {"portal": {"chains": ["PORTAL-*"]}}}}
     assert owners(host.call("iptlive.foreign", pillar=pillar).value) == {"portal"}
     assert owners(host.call("iptlive.foreign", families=["ipv4"]).value) == {"unknown"}
+
+
+def test_wrong_owners_stop_an_update_before_it_begins(host):
+    host.restore(STORED)
+    host.write(PATH, STORED.replace("-A INPUT -j", NEW + "-A INPUT -j"))
+    before = host.save()
+    with pytest.raises(SaltError, match="owners") as error:
+        host.call("iptlive.apply", families=["ipv4"], pillar={"iptlive": {"owners": {"portal": {"chain": "X"}}}})
+    assert error.value.kind == "SaltInvocationError"
+    assert host.save() == before
