@@ -21,10 +21,17 @@ import time
 import zlib
 
 import _iptlive_fleet as fleet
+import _iptlive_known_hosts as known_hosts_room
+import salt.roster
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "iptlive"
 
+TRUST_WARNING = (
+    "WARNING: the keys were learnt from whoever answered. USING THIS WITHOUT UNDERSTANDING AND CONTROLLING ITS "
+    "SECURITY IMPLICATIONS BREAKS SSH'S DETECTION OF A MAN IN THE MIDDLE. Compare the fingerprints, or give the "
+    "ones you expect."
+)
 LARGEST = 1 << 30  # what a host may make us unpack
 
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,100}")
@@ -92,6 +99,150 @@ def _answer(bad, **results):
     retcode = 1 if bad else 0
     __context__["retcode"] = retcode
     return dict(results, retcode=retcode)
+
+
+def relearn_known_hosts(
+    tgt, tgt_type="glob", timeout=5, test=False, expected=None, known_hosts=None, roster=None, roster_file=None
+):
+    """
+    Forget and learn anew the SSH host keys of salt-ssh's hosts, by address and by name.
+
+    .. warning::
+
+        USING THIS WITHOUT UNDERSTANDING AND CONTROLLING ITS SECURITY IMPLICATIONS BREAKS SSH'S DETECTION OF A MAN IN
+        THE MIDDLE: whoever answers at a host's address is believed. It is for networks that are trusted, where hosts
+        are often made anew. Give the fingerprints that you expect, and it is safe.
+
+    The keys are asked for first. A host that cannot be reached keeps what the file says of it. Then the file is
+    replaced at once, with its owner and mode; its last version is kept with ``.old`` behind its name. All other
+    entries, comments and markers stay as they are, hashed entries stay hashed. A key that is ``@revoked`` is never
+    learnt.
+
+    tgt
+        Which hosts of the roster.
+    tgt_type
+        How ``tgt`` is meant: ``glob``, ``list`` or ``pcre``.
+    timeout
+        Seconds to wait for a connection, 1 to 60.
+    test
+        ``True``: write nothing, and show what would change.
+    expected
+        The fingerprints (``SHA256:...``) of all hosts, or a mapping of hosts to theirs: only these keys are learnt,
+        and a host that offers none of them is refused. What is not given is taken from pillar
+        ``iptlive:fingerprints`` of the master itself.
+    known_hosts
+        The file. Default: ``known_hosts_file`` of the master's configuration, else the one of the user who runs this.
+    roster
+        Which roster, as ``salt-ssh --roster``. Default: that of the master's configuration.
+    roster_file
+        Its file, as ``salt-ssh --roster-file``.
+
+    Returns ``file``; ``kept``, its last version; ``warning`` where no fingerprints were expected; ``retcode``; and for
+    each of ``hosts`` its ``status`` (``unchanged``, ``changed``, ``unreachable``, ``refused``), ``message``, and per
+    address and name the ``old`` and ``new`` fingerprints.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run iptlive.relearn_known_hosts '*' test=True
+        salt-run iptlive.relearn_known_hosts 'web*' expected='{web1: [SHA256:...]}'
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or not 1 <= timeout <= 60:
+        raise SaltInvocationError(f"timeout: expected a whole number of seconds from 1 to 60, got {timeout!r}")
+    options = dict(__opts__, **({"roster_file": roster_file} if roster_file else {}))
+    targets = salt.roster.Roster(options, roster or options.get("roster") or "flat").targets(tgt, tgt_type)
+    expected = _expected(expected)
+    path = os.path.expanduser(known_hosts or __opts__.get("known_hosts_file") or "~/.ssh/known_hosts")
+    answers = {host: {} for host in targets}
+    asked = {host: _places(host, entry, answers[host]) for host, entry in targets.items()}
+    try:
+        offered = known_hosts_room.scan({pair for places in asked.values() for pair in places}, timeout)
+        kept = _relearn(path, asked, offered, expected, answers, test)
+    except OSError as err:
+        raise CommandExecutionError(f"{err.filename or path}: {err.strerror}; nothing was changed") from err
+    bad = not answers or any(answer["status"] in ("unreachable", "refused") for answer in answers.values())
+    results = {"file": path, "kept": kept, "hosts": answers}
+    if expected is None:
+        results["warning"] = TRUST_WARNING
+        _say(TRUST_WARNING)
+    return _answer(bad, **results)
+
+
+def _places(host, entry, answer):
+    """Address and name of a roster entry, each with the port; none where they cannot be any."""
+    port = entry.get("port", __opts__.get("ssh_port", 22))
+    names = [entry.get("host", host), host]
+    if not str(port).isdigit() or not 0 < int(port) < 65536:
+        answer.update(status="refused", message=f"port {port!a} is none")
+    elif not all(map(known_hosts_room.is_host, names)):
+        answer.update(status="refused", message="neither an address nor a host name: {!a}, {!a}".format(*names))
+    else:
+        return [(name, int(port)) for name in dict.fromkeys(names)]
+    return []
+
+
+def _relearn(path, asked, offered, expected, answers, test):
+    with known_hosts_room.alone(path, test) as real:
+        lines = before = known_hosts_room.read(real)
+        revoked = known_hosts_room.revoked(before)
+        for host, places in asked.items():
+            if places:
+                lines = _learn_host(lines, places, offered, _allowed(expected, host, revoked), answers[host])
+        if test or lines == before:
+            return None
+        return known_hosts_room.replace(real, lines)
+
+
+def _allowed(expected, host, revoked):
+    """Which keys of a host may be learnt."""
+    wanted = expected.get(host, ()) if isinstance(expected, dict) else expected
+    return lambda key: key not in revoked and (wanted is None or key.fingerprint() in wanted)
+
+
+def _learn_host(lines, places, offered, allowed, answer):
+    old, new, refused, learnt = {}, {}, set(), set()
+    for name, port in places:
+        place = known_hosts_room.place(name, port)
+        keys = {key for key in offered.get(place, ()) if allowed(key)}
+        refused |= offered.get(place, set()) - keys
+        after, change = known_hosts_room.learn(lines, place, keys)
+        old[place] = new[place] = _fingerprints(change.old)
+        if keys:
+            lines, new[place] = after, _fingerprints(keys)
+            learnt.add(name)
+    answer.update(old=old, new=new, refused=_fingerprints(refused))
+    answer.update(_verdict([name for name, _ in places], learnt, refused, old != new))
+    return lines
+
+
+def _fingerprints(keys):
+    return sorted({key.fingerprint() for key in keys})
+
+
+def _verdict(names, learnt, refused, changed):
+    """The address is the first of the names: without it the host is not reached."""
+    if names[0] not in learnt:
+        if refused:
+            return {"status": "refused", "message": "no key offered is one that is expected; the known ones are kept"}
+        return {"status": "unreachable", "message": "no key was offered; the known ones are kept"}
+    notes = [f"{name} cannot be reached by this name." for name in names if name not in learnt]
+    notes += ["Keys that are not expected were left out."] if refused else []
+    return {"status": "changed" if changed else "unchanged", "message": " ".join(notes)}
+
+
+def _expected(given):
+    """Fingerprints as a list or by host; None where none are expected."""
+    if given is None:
+        settings = __salt__["pillar.show_pillar"](__opts__["id"]).get("iptlive") or {}
+        given = settings.get("fingerprints")
+    if given is None:
+        return None
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    for names in lists:
+        if not isinstance(names, list) or not all(re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", str(n)) for n in names):
+            raise SaltInvocationError(f"expected: wanted lists of fingerprints like SHA256:..., got {names!r}")
+    return given
 
 
 class _FailedError(Exception):
