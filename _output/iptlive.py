@@ -106,7 +106,7 @@ def is_foreign(result):
 
 
 def is_report(data):
-    return set(data) == {"hosts", "summary"}
+    return {"hosts", "summary"} <= set(data)
 
 
 def _all_values(result, fits):
@@ -341,11 +341,24 @@ def show_foreign(page, minion, chains):
 
 
 def show_report(page, report):
-    """What the runner iptlive.report returns: a line per host, and what to do about those that refuse."""
+    """What the runner iptlive.report returns: a line per host, what is wrong and what to do about it, and the sum."""
     width = max([len(host) for host in report["hosts"]] + [4])
     for host, found in sorted(report["hosts"].items()):
         color = HEADLINES.get(found["status"], ("YELLOW", ""))[0]
-        page.line(f"{host:<{width}}  {found['status'].replace('_', ' ')}", color=color)
+        page.line("{:<{}}  {}".format(host, width, _reported(found)), color=color)
+        for refusal in found.get("refusals", ()):
+            page.line(refusal["message"], indent=4)
+            page.line("cure: " + refusal["hint"], indent=6)
+    page.gap()
+    counts = ("{} {}".format(count, status.replace("_", " ")) for status, count in report["summary"].items())
+    page.line("{}: {}".format(_number(len(report["hosts"]), "host"), ", ".join(counts) or "none matched"))
+
+
+def _reported(found):
+    status = found["status"].replace("_", " ")
+    if found.get("error"):
+        return "{:<9}  {}".format(status, found["error"])
+    return "{:<9}  {}".format(status, _number(found["changes"], "change")) if found.get("changes") else status
 
 
 def _printable(text):

@@ -10,9 +10,13 @@ did with a list of hosts, for Salt's targets: minions of this master, or with ``
     salt-run saltutil.sync_all
     salt-run iptlive.report '*'
     salt-run iptlive.backup '*' dest=/srv/backup
+
+Each returns a mapping with ``retcode``, which becomes salt-run's exit status; wrong arguments, and what cannot be
+done at all, are told in ``error``.
 """
 
 import base64
+import functools
 import os
 import re
 import sys
@@ -32,6 +36,7 @@ TRUST_WARNING = (
     "SECURITY IMPLICATIONS BREAKS SSH'S DETECTION OF A MAN IN THE MIDDLE. Compare the fingerprints, or give the "
     "ones you expect."
 )
+STATUSES = ("in_sync", "changes", "refused", "error", "no_answer")
 LARGEST = 1 << 30  # what a host may make us unpack
 
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,100}")
@@ -42,6 +47,20 @@ def __virtual__():
     return __virtualname__
 
 
+def _errors_answered(function):
+    """salt-run ends with status 0 after one of Salt's own two errors, or shows a traceback: make it an answer."""
+
+    @functools.wraps(function)
+    def answered(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except (SaltInvocationError, CommandExecutionError) as err:
+            return _answer(True, error=str(err))
+
+    return answered
+
+
+@_errors_answered
 def backup(tgt, tgt_type="glob", ssh=False, dest=".", batch=None, timeout=None):
     """
     Collect a backup of all targeted hosts in ``DEST/iptables-backup-YYYYmmdd-HHMMSS/HOST/``.
@@ -101,6 +120,66 @@ def _answer(bad, **results):
     return dict(results, retcode=retcode)
 
 
+@_errors_answered
+def report(tgt, tgt_type="glob", ssh=False, batch=None, timeout=None):
+    """
+    Plan on all targeted hosts at once, and tell which of them are in sync. Nothing is changed anywhere. When a host
+    is not in sync, the exit status is not 0.
+
+    The options are those of each host's pillar. Shown by the outputter ``iptlive``; ``--out=json`` is for scripts.
+
+    tgt
+        Which hosts.
+    tgt_type
+        How ``tgt`` is meant, as for :py:func:`backup`.
+    ssh
+        ``True``: hosts of salt-ssh's roster instead of minions.
+    batch
+        How many hosts at a time, like ``10`` or ``25%``. Default: all at once.
+    timeout
+        Seconds to wait for a host; Salt's own timeout if left out.
+
+    Returns ``summary``, how many hosts there are of each status; ``retcode``; and for each of ``hosts`` its ``status``
+    (``in_sync``, ``changes``, ``refused``, ``error``, ``no_answer``), with ``changes``, their number; ``chains``, those
+    that would change or are refused; ``refusals``, a list of ``chain``, ``reason``, ``message`` and ``hint``;
+    ``warnings``; or with ``error``, the message.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run iptlive.report '*'
+        salt-run iptlive.report 'web*' ssh=True --out=json
+    """
+    targets = _targets(tgt, tgt_type, ssh, batch, timeout)
+    hosts = {answer.host: _reported(answer) for answer in fleet.ask(__opts__, targets, "iptlive.plan")}
+    found = [host["status"] for host in hosts.values()]
+    summary = {status: found.count(status) for status in STATUSES if status in found}
+    results = _answer(set(found) != {"in_sync"}, summary=summary, hosts=hosts)
+    return {"data": results, "outputter": "iptlive"}
+
+
+def _reported(answer):
+    if answer.error:
+        return {"status": "no_answer" if answer.silent else "error", "error": answer.error}
+    plan = answer.value
+    if plan.get("status") not in STATUSES:
+        return {"status": "error", "error": f"an answer that is no plan: {str(plan)[:200]}"}
+    refusals = [
+        {"chain": chain, **{key: refusal.get(key, "") for key in ("reason", "message", "hint")}}
+        for chain, chain_refusals in plan["refusals"].items()
+        for refusal in chain_refusals
+    ]
+    return {
+        "status": plan["status"],
+        "changes": sum(map(len, plan["changes"].values())),
+        "chains": sorted({*plan["changes"], *plan["refusals"]}),
+        "refusals": refusals,
+        "warnings": plan.get("warnings", []),
+    }
+
+
+@_errors_answered
 def relearn_known_hosts(
     tgt, tgt_type="glob", timeout=5, test=False, expected=None, known_hosts=None, roster=None, roster_file=None
 ):

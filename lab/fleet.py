@@ -49,6 +49,7 @@ class Fleet:
     def __init__(self, minions=2, ssh_hosts=2, **master_options):
         self.minions = {}
         self.ssh_hosts = {}
+        self._pillar = None
         self.master = Host("nft")
         try:
             self._start_master(master_options)
@@ -92,6 +93,9 @@ class Fleet:
 
     def pillar(self, data, **files):
         """Give every host this pillar; ``files`` are further pillar files, by target of the top file."""
+        if (data, files) == self._pillar:
+            return
+        self._pillar = (data, files)
         top = {"*": ["lab"], **{target: [name] for name, (target, _) in files.items()}}
         self.master.write("/run/lab/pillar/top.sls", json.dumps({"base": top}))
         self.master.write("/run/lab/pillar/lab.sls", json.dumps(data))

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import hmac
 import os
 import random
 import subprocess
@@ -43,9 +44,8 @@ def blob(seed):
 
 def hashed(name, seed):
     salt = hashlib.sha1(str(seed).encode()).digest()
-    return known_hosts._hash(name) if seed is None else "|1|{}|{}".format(
-        base64.b64encode(salt).decode(), base64.b64encode(__import__("hmac").new(salt, name.encode(), "sha1").digest()).decode()
-    )  # fmt: skip
+    parts = (salt, hmac.new(salt, name.encode(), "sha1").digest())
+    return "|1|" + "|".join(base64.b64encode(part).decode() for part in parts)
 
 
 def torture_file(count=1000):
