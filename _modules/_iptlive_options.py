@@ -1,7 +1,7 @@
 """The options: their names, types and defaults, the same in pillar, function and state."""
 
 import re
-from typing import Any, Dict, Mapping, NamedTuple, Tuple, Union
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
 from _iptlive_model import BUILTIN, FAMILIES, InputError, chain_key
 from _iptlive_plan import Choices
@@ -19,6 +19,13 @@ _CHAIN_WORDS = {
 _CHAIN_OPTIONS = ("placement", "reorder", "duplicates", "policy")
 
 
+class Candidate(NamedTuple):
+    """A stored file to be: where it comes from, and its content."""
+
+    source: str
+    data: bytes
+
+
 class Options(NamedTuple):
     families: Tuple[str, ...] = ("ipv4", "ipv6")
     files: Mapping[str, Tuple[str, ...]] = DEFAULT_FILES
@@ -32,6 +39,12 @@ class Options(NamedTuple):
     wait: int = 10
     confirm: int = 0
     confirm_check: Union[str, Tuple[str, ...]] = "master"
+    sources: Mapping[str, Tuple[str, ...]] = {}
+    template: Optional[str] = None
+    context: Mapping[str, Any] = {}
+    defaults: Mapping[str, Any] = {}
+    backup: str = ""
+    candidates: Mapping[str, Candidate] = {}  # what the sources became; no option
 
     def choices(self, family: str, table: str, chain: str) -> Choices:
         """What holds for one chain: its own settings over the general ones."""
@@ -85,6 +98,28 @@ def _files(name: str, value: Any) -> Dict[str, Tuple[str, ...]]:
     return dict(DEFAULT_FILES, **{family: _paths(name, paths) for family, paths in value.items()})
 
 
+def _sources(name: str, value: Any) -> Dict[str, Tuple[str, ...]]:
+    if not isinstance(value, Mapping) or any(family not in FAMILIES for family in value):
+        raise _wrong(name, value, "a mapping of ipv4 and ipv6 to a source or a list of them")
+    named = {family: [names] if isinstance(names, str) else names for family, names in value.items()}
+    for names in named.values():
+        if not isinstance(names, (list, tuple)) or not names or not all(isinstance(one, str) for one in names):
+            raise _wrong(name, value, "sources like salt://firewall/rules.v4")
+    return {family: tuple(names) for family, names in named.items()}
+
+
+def _name(name: str, value: Any) -> Any:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise _wrong(name, value, "the name of a template engine, like jinja")
+    return value
+
+
+def _mapping(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "a mapping of names to values")
+    return value
+
+
 def _paths(name: str, value: Any) -> Tuple[str, ...]:
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, (list, tuple)) or not paths:
@@ -131,6 +166,11 @@ _READERS = {
     "reorder": _flag,
     "partial": _flag,
     "wait": _seconds,
+    "sources": _sources,
+    "template": _name,
+    "context": _mapping,
+    "defaults": _mapping,
+    "backup": _word("", "minion", "master", "both"),
     "confirm": _seconds,
     "confirm_check": _confirm_check,
 }

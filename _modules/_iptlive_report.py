@@ -1,6 +1,7 @@
 """Plans to the plain dictionaries that leave the module: stable keys, safe for JSON."""
 
-from typing import Any, Dict, Iterable, List, Tuple
+import difflib
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from _iptlive_journal import Entry, Step, since_boot
 from _iptlive_model import FAMILIES, chain_key
@@ -110,3 +111,10 @@ def _anchor(rule) -> Any:
 def plain(text: str) -> str:
     """A comment may hold bytes that are no UTF-8; JSON and Salt's transport take none of them."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def file_change(source: str, path: str, old: Optional[bytes], new: bytes) -> Dict[str, str]:
+    """A stored file that is to be written, or was."""
+    lines = [text.decode("utf-8", "backslashreplace").splitlines() for text in (old or b"", new)]
+    diff = "\n".join(difflib.unified_diff(*lines, fromfile=path, tofile=source, lineterm=""))
+    return {"source": source, "diff": diff or "only line ends differ" if old is not None else "new file"}

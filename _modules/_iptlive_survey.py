@@ -14,7 +14,7 @@ from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builti
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, StoredState, plan_chain
 from _iptlive_rules import targets
-from _iptlive_stored import StoredFile
+from _iptlive_stored import StoredFile, parse
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,23 @@ def survey(options: Options) -> Survey:
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1 + len(options.families)) as pool:
         # The kernel makes the namespace while the files are read; then the families' programs run side by side.
         scratch = pool.submit(stack.enter_context, canon.open_scratch())
-        stored = [files.read(family, options.files[family]) for family in options.families]
+        stored = [_stored(options, family) for family in options.families]
         views = list(pool.map(functools.partial(_view, options, scratch), stored))
     return Survey(options, tuple(views))
+
+
+def _stored(options: Options, family: str) -> StoredFile:
+    """The stored file, or the one that is to be; problems of that one are told of its source."""
+    if family not in options.candidates:
+        return files.read(family, options.files[family])
+    candidate = options.candidates[family]
+    return parse(family, candidate.source, candidate.data)
+
+
+def _path(options: Options, stored: StoredFile) -> str:
+    if stored.family not in options.candidates:
+        return stored.path
+    return files.destination(stored.family, options.files[stored.family])
 
 
 def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile) -> FamilyView:
@@ -85,7 +99,7 @@ def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile)
         }
         for table, chains in states.items()
     }
-    return FamilyView(tools, stored.path, live, states, plans, warnings, scratch.kind)
+    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, scratch.kind)
 
 
 def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:

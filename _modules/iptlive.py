@@ -27,6 +27,15 @@ files
     Per family a path, or a list of candidates of which exactly one must exist. Default: for ``ipv4``
     ``/etc/iptables/rules.v4`` and ``/etc/sysconfig/iptables``, for ``ipv6`` ``/etc/iptables/rules.v6`` and
     ``/etc/sysconfig/ip6tables``.
+sources
+    Per family a ``salt://`` file, or a list of which the first that exists is taken, that is to become the stored
+    file: it is planned against first, and written (mode 0600) only when the kernel has accepted it. A refused plan
+    leaves both alone. Not over salt-ssh, but for states. Default: none, the host's own files count.
+template, context, defaults
+    How ``sources`` are rendered, as for ``file.managed``.
+backup
+    ``minion``: keep a copy of the file that is replaced, as for ``file.managed``. Default: the minion's
+    ``backup_mode``.
 backend
     ``auto`` (what the host's ``iptables`` command is), ``nft`` or ``legacy``. Default: ``auto``.
 placement
@@ -55,11 +64,13 @@ confirm_check
 """
 
 import contextlib
+import os
 import sys
 
 import _iptlive_backup as backup_room
 import _iptlive_drift as drifting
 import _iptlive_export as exporter
+import _iptlive_files as files_room
 import _iptlive_graph as grapher
 import _iptlive_journal as journal
 import _iptlive_neighbours as neighbours
@@ -70,6 +81,7 @@ import _iptlive_survey as survey
 import _iptlive_update as update
 import _iptlive_watchdog as watchdog
 import salt.utils.args
+import salt.utils.files
 from _iptlive_model import HostError, InputError
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -88,11 +100,13 @@ def __virtual__():
     return __virtualname__
 
 
-def plan(**options):
+def plan(saltenv=None, **options):
     """
     Tell what :py:func:`apply` would change. Reads only: no rule, chain, table, counter or lock of the live
     firewall is created or changed.
 
+    saltenv
+        Where ``sources`` are looked for. Default: that of the minion, else ``base``.
     options
         See the module's description. What is not given is taken from pillar ``iptlive``.
 
@@ -123,6 +137,9 @@ def plan(**options):
         and goes has ``action`` too. Of many foreign rules in a row most are only counted: ``{"foreign": {...}}``.
         The first hundred entries of a host are given.
 
+    files
+        With ``sources``: the stored files that would be written, by path, each with ``source`` and ``diff``.
+
     Raises ``SaltInvocationError`` for an unknown or ill-typed option, and ``CommandExecutionError`` for a stored file
     that cannot be read or parsed or that iptables rejects, naming file, line and cure.
 
@@ -134,10 +151,10 @@ def plan(**options):
         salt-call --local iptlive.plan families='[ipv4]' placement=before
     """
     with _salt_errors():
-        return _with_retcode(_looked_at(_options(options), _owners()))
+        return _with_retcode(_looked_at(_settings(options, saltenv), _owners()))
 
 
-def apply(test=False, **options):
+def apply(test=False, saltenv=None, **options):
     """
     Bring the kernel's rules in line with the stored files.
 
@@ -146,11 +163,15 @@ def apply(test=False, **options):
 
     test
         ``True``: change nothing, as :py:func:`plan`.
+    saltenv
+        Where ``sources`` are looked for. Default: that of the minion, else ``base``.
     options
         See the module's description. What is not given is taken from pillar ``iptlive``.
 
     Returns what :py:func:`plan` returns, and:
 
+    written
+        With ``sources``: the paths of the stored files that were written.
     applied
         Whether the kernel was changed. ``changes`` then holds what was really done.
     id
@@ -170,20 +191,98 @@ def apply(test=False, **options):
         salt '*' iptlive.apply
     """
     with _salt_errors():
-        settings, known = _options(options), _owners()
+        settings, known = _settings(options, saltenv), _owners()
         if test:
             return _with_retcode(dict(_looked_at(settings, known), applied=False))
         if not enabled():
             raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
         guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
-        return _with_retcode(_answer(update.apply(settings, guard, watchdog.arm), known))
+        new = _new_files(settings)
+        with files_room.prepared({path: candidate.data for path, candidate in new.items()}) as move:
+            answer = _with_files(_answer(update.apply(settings, guard, watchdog.arm), known), new)
+            if (
+                new
+                and answer["status"] != "refused"
+                and answer.get("confirm", {}).get("state", "confirmed") == "confirmed"
+            ):
+                answer["warnings"] += _keep_old(settings, new)
+                move()
+                answer["written"] = sorted(new)
+        return _with_retcode(answer)
 
 
 def _looked_at(settings, known):
     found = survey.survey(settings)
     answer = report.planned(found)
     answer["warnings"] += update.notices()
-    return neighbours.annotate(answer, found, known)
+    return _with_files(neighbours.annotate(answer, found, known), _new_files(settings))
+
+
+def _settings(given, saltenv):
+    """The options, and the stored files that are to come from the master, as their bytes."""
+    options = _options(given)
+    saltenv = saltenv or __opts__.get("saltenv") or "base"
+    named = [family for family in options.families if family in options.sources]
+    return options._replace(candidates={family: _candidate(options, family, saltenv) for family in named})
+
+
+def _candidate(options, family, saltenv):
+    """The way file.managed gets its source: the first of the list that there is, rendered where a template is named."""
+    wanted = options.sources[family]
+    try:
+        source, _ = __salt__["file.source_list"](list(wanted), "", saltenv)
+    except CommandExecutionError as err:
+        raise HostError("{} (saltenv {}): {}".format(", ".join(wanted), saltenv, err)) from err
+    path, _, problem = __salt__["file.get_managed"](
+        name=files_room.destination(family, options.files[family]),
+        template=options.template,
+        source=source,
+        source_hash="",
+        source_hash_name=None,
+        user=None,
+        group=None,
+        mode=None,
+        attrs=None,
+        saltenv=saltenv,
+        context=dict(options.context),
+        defaults=dict(options.defaults),
+        skip_verify=False,
+    )
+    if problem or not path:
+        raise HostError("{}: {}".format(source, problem or "it could not be had"))
+    with open(path, "rb") as file:
+        data = file.read()
+    if options.template:  # what was rendered is a temporary file, what was not is in Salt's cache
+        os.unlink(path)
+    return options_room.Candidate(source, data)
+
+
+def _new_files(settings):
+    """The stored files whose content is to change, by path."""
+    found = {files_room.destination(fam, settings.files[fam]): new for fam, new in settings.candidates.items()}
+    return {path: new for path, new in found.items() if files_room.content(path) != new.data}
+
+
+def _with_files(answer, new):
+    """Tell of the stored files too; where the plan is refused they stay as they are."""
+    if new and answer["status"] != "refused":
+        changes = {
+            path: report.file_change(one.source, path, files_room.content(path), one.data) for path, one in new.items()
+        }
+        answer.update(files=changes, status="changes")
+    return answer
+
+
+def _keep_old(settings, new):
+    """Salt's own file backups; what goes wrong there must not keep a file from its place any more."""
+    warnings = []
+    if __salt__["config.backup_mode"](settings.backup) in ("minion", "both"):
+        for path in filter(os.path.exists, new):
+            try:
+                salt.utils.files.backup_minion(path, os.path.join(__opts__["cachedir"], "file_backup"))
+            except OSError as err:
+                warnings.append(f"{path}: no copy of the old file could be kept: {err}")
+    return warnings
 
 
 def _answer(applied, known):

@@ -39,6 +39,19 @@ def managed(name, **options):
     options
         Those of the execution module ``iptlive``, under the same names.
 
+    With ``sources`` the stored files come from the master, and ``changes`` tells of the files too, by path:
+
+    .. code-block:: yaml
+
+        firewall:
+          iptlive.managed:
+            - families: [ipv4]
+            - sources: {ipv4: ["salt://firewall/{{ grains.id }}.v4", "salt://firewall/rules.v4"]}
+            - template: jinja
+            - context: {admin: 192.0.2.0/24}
+
+    A file is planned against before it is written, and written only when the kernel has accepted it.
+
     With ``confirm`` the state waits for the outcome; an update that was not confirmed is a failure that says so.
 
     ``result`` is ``True`` when all was in sync or the update was applied and verified, ``None`` in test mode when
@@ -59,9 +72,12 @@ def managed(name, **options):
         if not __salt__["iptlive.enabled"]():
             ret["comment"] = DISABLED
             return ret
-        answer = __salt__["iptlive.apply"](test=__opts__["test"], **given)
+        answer = __salt__["iptlive.apply"](test=__opts__["test"], saltenv=__env__, **given)
         if answer.get("confirm", {}).get("state") == "pending":
             answer["confirm"] = __salt__["iptlive.outcome"](answer["id"])
+            if answer["confirm"]["state"] == "confirmed" and answer.get("files"):
+                # The kernel's part is done and confirmed; only now may the files follow.
+                answer["written"] = __salt__["iptlive.apply"](saltenv=__env__, **given).get("written", [])
     except (CommandExecutionError, SaltInvocationError) as err:
         ret.update(result=False, comment=str(err))
         return ret
@@ -69,10 +85,12 @@ def managed(name, **options):
         ret.update(result=False, comment="rolled back: {reason} (update {id}).".format(**answer["confirm"]))
         return ret
     ret["changes"] = {chain: [_step(step) for step in steps] for chain, steps in answer["changes"].items()}
+    files = answer.get("files", {}) if __opts__["test"] else answer.get("written", ())
+    ret["changes"].update({path: {"diff": answer["files"][path]["diff"]} for path in files})
     ret["comment"] = "\n".join([_summary(answer)] + _refusals(answer) + answer["warnings"])
     if answer["status"] == "refused":
         ret["result"] = False
-    elif answer["changes"] and __opts__["test"]:
+    elif ret["changes"] and __opts__["test"]:
         ret["result"] = None
     return ret
 

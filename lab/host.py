@@ -198,7 +198,8 @@ class Host:
             if tables:
                 self.restore("".join(map(_empty_table, tables)), family, "legacy")
         self.run(["ipset", "destroy"], check=False)
-        self.run(["rm", "-rf", "/etc/iptables", "/etc/sysconfig", "/var/lib/iptlive", SCRATCH + "/pillar"])
+        places = ["/etc/iptables", "/etc/sysconfig", "/var/lib/iptlive", SCRATCH + "/pillar", SCRATCH + "/files"]
+        self.run(["rm", "-rf", *places])
 
     # --- Salt ---------------------------------------------------------------------------------------------------
 
@@ -329,7 +330,8 @@ def minion_options(root):
         "log_file": root + "/log",
         "sock_dir": root + "/sock",
         "file_client": "local",
-        "file_roots": {"base": [str(REPO), str(REPO / "salt")]},
+        "file_roots": {"base": [str(REPO), str(REPO / "salt"), SCRATCH + "/files"]},
+        "fileserver_list_cache_time": 0,
         "pillar_roots": {"base": [SCRATCH + "/pillar"]},
         "fileserver_backend": ["roots"],
         "enable_fqdns_grains": False,
