@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from lab.host import BACKENDS, REPO, Host, minion_options, wire
 
 PROGRAMS = Path(sys.executable).parent
-BASE = "/run/lab/salt"
+BASE = "/run/lab/fleet"  # beside what Host.salt_call uses
 KEY = "/run/lab/id_ed25519"
 KNOWN_HOSTS = "/run/lab/known_hosts"
 HOME = "/run/home"  # the machine's own home directories are not ours

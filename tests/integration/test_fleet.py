@@ -139,7 +139,7 @@ HOSTILE = [
 
 def test_a_hostile_answer_is_written_nowhere(fleet):
     hostile = fleet.minions["m4"]
-    path = "/run/lab/salt/cache/extmods/modules/iptlive.py"
+    path = "/run/lab/fleet/cache/extmods/modules/iptlive.py"
     own = hostile.read(path)
     try:
         for answer, message in HOSTILE:
