@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import sys
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 FAMILIES = {"ipv4": 2, "ipv6": 10}
 INET = 1
@@ -18,7 +18,7 @@ _NFTABLES = 10
 _GET_CHAIN, _GET_RULE = 4, 7
 _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
 _ERROR, _DONE = 2, 3
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _DROP = 0
 _TRIES = 5
@@ -31,6 +31,7 @@ class Base(NamedTuple):
     table: str
     name: str
     hook: int
+    rules: int
     drops: bool
 
 
@@ -48,13 +49,15 @@ def base_chains() -> List[Base]:
         if _CHAIN_HOOK in chain:
             hook = _number(attributes(chain[_CHAIN_HOOK])[1])
             drops = _CHAIN_POLICY in chain and _number(chain[_CHAIN_POLICY]) == _DROP
-            found.append(Base(family, _text(chain[_CHAIN_TABLE]), _text(chain[_CHAIN_NAME]), hook, drops))
+            names = _text(chain[_CHAIN_TABLE]), _text(chain[_CHAIN_NAME])
+            # No rule jumps to such a chain, so its uses are its rules: there may be many, and they need not be read.
+            found.append(Base(family, *names, hook, _number(chain[_CHAIN_USE]), drops))
     return found
 
 
-def rules(family: int, table: str, chain: Optional[str] = None) -> List[Rule]:
-    """The rules of a chain, or of a whole table."""
-    wanted = _attribute(_RULE_TABLE, table) + (_attribute(_RULE_CHAIN, chain) if chain else b"")
+def rules(family: int, table: str, chain: str) -> List[Rule]:
+    """The rules of a chain."""
+    wanted = _attribute(_RULE_TABLE, table) + _attribute(_RULE_CHAIN, chain)
     return [_rule(found.get(_RULE_EXPRESSIONS, b"")) for _, found in _dump(_GET_RULE, family, wanted)]
 
 

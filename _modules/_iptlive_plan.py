@@ -284,7 +284,10 @@ class Placer:
             message = "{}: {} no place: no stored rule of this chain stands in the kernel, which holds {}".format(
                 self._name, _named(lines, "has", "have"), _count(len(self._rules), "foreign rule")
             )
-            hint = f"store one of the chain's kernel rules too, above or below line {numbers[0]}, to be put next to it"
+            hint = (
+                f"add the chain's last kernel rule, '{self._as_line(-1)}', above line {numbers[0]} to have them put "
+                f"behind it, or its first, '{self._as_line(0)}', below line {numbers[-1]} to have them put in front"
+            )
             return Refusal("no_anchor", message, hint, rules, numbers, foreign=tuple(self._rules))
         start = 0 if above is None else self._matched[above] + 1
         end = len(self._rules) if below is None else self._matched[below]
@@ -295,6 +298,9 @@ class Placer:
         hint = self._place_hint(above, below)
         anchors = (None if i is None else self._lines[i].rule for i in (above, below))
         return Refusal("foreign_between", message, hint, rules, numbers, *anchors, foreign=foreign)
+
+    def _as_line(self, at: int) -> str:
+        return f"-A {self._name.split('/', 2)[-1]} {self._rules[at]}".rstrip()
 
     def _between(self, above: Optional[int], below: Optional[int]) -> str:
         if above is None:

@@ -55,9 +55,9 @@ def _nft_tables(tools: Tools) -> List[str]:
         for chain in netlink.base_chains():
             if chain.family in (family, netlink.INET):
                 hooks[(chain.family, chain.table)].append(chain)
-        held = {key: len(netlink.rules(*key)) + sum(chain.drops for chain in hooks[key]) for key in hooks}
     except netlink.NoAnswerError:
         return []  # no nf_tables in this kernel
+    held = {key: sum(chain.rules + chain.drops for chain in chains) for key, chains in hooks.items()}
     own = Counter({table: held[kind, table] for kind, table in held if kind == family and table in BUILTIN})
     warnings = _beside(tools, "nft", own, f"{COMMANDS[tools.family]}-nft-save") if tools.backend == "legacy" else []
     for kind, table in sorted(hooks):

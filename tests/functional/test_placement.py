@@ -106,6 +106,24 @@ def test_random_chains(host, chains):
     assert (again["changes"], set(again["refusals"])) == ({}, set(refused))
 
 
+def test_foreign_comment_that_looks_like_a_rule(host):
+    """The command line takes a newline in a comment; what is printed then cannot even be loaded again."""
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    comment = 'one\n-A INPUT -j DROP\nCOMMIT " \\ two'
+    host.run(["iptables", "-A", "INPUT", "-m", "comment", "--comment", comment, "-j", "ACCEPT"])
+    host.run(["iptables", "-A", "INPUT", "-i", "eth1", "-j", "ACCEPT"])
+    foreign = host.run(["iptables", "-S", "INPUT", "2"]).stdout
+    assert foreign.count("\n") == 3
+    rules = "-A INPUT -i lo -j ACCEPT\n-A INPUT -i eth0 -j DROP\n#DELETE# -A INPUT -i eth1 -j ACCEPT\n"
+    host.write(PATH, f"*filter\n{rules}COMMIT\n")
+    options = {"families": ["ipv4"], "placement": "after"}
+    assert host.call("iptlive.apply", **options).value["applied"]
+    assert host.run(["iptables", "-S", "INPUT", "2"]).stdout == "-A INPUT -i eth0 -j DROP\n"
+    assert host.run(["iptables", "-S", "INPUT", "3"]).stdout == foreign
+    assert host.run(["iptables", "-S", "INPUT", "4"], check=False).stdout == ""
+    assert host.call("iptlive.plan", **options).value["status"] == "in_sync"
+
+
 def dump(seed):
     """A ruleset like those of hosts with containers: many chains, many rules, some of them twice."""
     choose = random.Random(seed)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rule_list import rules
 
-from lab.host import ENVIRONMENT, REPO, SaltError
+from lab.host import ENVIRONMENT, REPO, CommandError, SaltError
 
 PATH = "/etc/iptables/rules.v4"
 IPV4 = {"families": ["ipv4"]}
@@ -87,6 +87,19 @@ def test_dry_run_refuses_what_can_be_told(host):
         "IPv4/filter/INPUT": [[3]],
         "IPv4/filter/FORWARD": [[4]],
     }
+
+
+def test_dry_run_makes_no_table(hosts):
+    """Naming a legacy table is enough to make it: where there is none, nothing can be read without a trace."""
+    host = hosts("legacy")
+    host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    prison = PRISON.partition("iptables-restore")[0] + '"$@" || cat /proc/net/ip_tables_names; exit 1'
+    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", prison, "sh", *WITHOUT_SYS_ADMIN]
+    with pytest.raises(
+        CommandError, match="the kernel has no table yet.*Create it: '.*iptables -t filter -S'"
+    ) as caught:
+        plan_in(host, command, options=IPV4)
+    assert caught.value.stdout == ""
 
 
 def timer(host):
