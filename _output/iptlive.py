@@ -66,7 +66,7 @@ def output(data, **kwargs):  # pylint: disable=unused-argument
 
 
 def _colors():
-    wanted = __opts__.get("color", True) and (__opts__.get("force_color") or sys.stdout.isatty())
+    wanted = __opts__.get("color", False)  # Salt has looked at the terminal and its options already
     # Dimmed, not "dark gray": that is black on many a terminal.
     return dict(salt.utils.color.get_colors(wanted, __opts__.get("color_theme")), DIM="\x1b[2m" if wanted else "")
 

@@ -114,6 +114,7 @@ def test_an_unchanged_host_is_not_looked_at_again(host):
     assert host.call("iptlive.drift", families=["ipv4"], since=since).value == {"fingerprint": since}
     for change in (
         lambda: host.write(PATH, STORED),
+        lambda: host.run(["tee", PATH], input=STORED),  # the same file, as long as before
         lambda: host.run([f"iptables-{host.backend}", "-A", "OUTPUT", "-j", "ACCEPT"]),
         lambda: host.run([f"iptables-{host.backend}", "-R", "OUTPUT", "1", "-j", "DROP"]),
         lambda: host.run([f"iptables-{host.backend}", "-P", "INPUT", "DROP"]),

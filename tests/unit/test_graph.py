@@ -86,3 +86,9 @@ def test_graphviz_can_read_it(view):
     if program:
         subprocess.run([program, "-Tcanon"], input=text, text=True, check=True, stdout=subprocess.DEVNULL)
     assert text.count("{") >= 3
+
+
+def test_a_name_may_end_in_what_ends_a_quotation():
+    content = {"INPUT": Chain("ACCEPT", ("-j odd\\",)), "odd\\": Chain(None, ())}
+    text = graph.dot([graph.picture(graph.View("ipv4", "filter", content, {}, {}, ()), KNOWN)])
+    assert '[label="odd\\\\\\nempty",' in text
