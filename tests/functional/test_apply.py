@@ -127,3 +127,32 @@ def test_what_only_nft_can_read(host):
     host.run(["nft", f"add table ip filter {native}; add table inet fw {native}"])
     assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
     assert host.run(["nft", "list", "ruleset"]).stdout.count("ct state established accept") == 2
+
+
+TAKES_AWAY = """\
+#!/bin/sh
+# The real program; but no sooner is our rule in the live kernel than somebody deletes it.
+/usr/sbin/iptables-{backend}-restore "$@"
+status=$?
+[ -n "$XTABLES_LOCKFILE" ] || /usr/sbin/iptables-{backend} -D INPUT -p tcp --dport 22 -j ACCEPT 2>/dev/null
+exit $status
+"""
+
+
+def test_result_that_is_not_as_planned(host):
+    """The kernel is read again after a commit; what is not as announced is no success."""
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    before = host.save()
+    host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n")
+    host.write("/run/fake", TAKES_AWAY.format(backend=host.backend), mode="0755")
+    host.run(["ln", "-sfn", "/run/fake", "/etc/alternatives/iptables-restore"])
+    try:
+        with pytest.raises(SaltError, match="the chains are not as planned after the commit") as error:
+            host.call("iptlive.apply", **IPV4_ONLY)
+    finally:
+        program = f"/usr/sbin/iptables-{host.backend}-restore"
+        host.run(["ln", "-sfn", program, "/etc/alternatives/iptables-restore"])
+    planned, _, found = error.value.message.partition("Found:")
+    rule = "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"
+    assert rule in planned and rule not in found and "-A INPUT -i lo -j ACCEPT" in found
+    assert host.save() == before
