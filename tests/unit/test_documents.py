@@ -1,0 +1,90 @@
+"""What the documents promise is there, and what is there is documented."""
+
+import ast
+import re
+from pathlib import Path
+
+import _iptlive_options
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+FILES = {
+    "execution": REPO / "_modules" / "iptlive.py",
+    "state": REPO / "_states" / "iptlive.py",
+    "runner": REPO / "_runners" / "iptlive.py",
+}
+PILLAR_ONLY = {"enabled"}
+
+
+def functions(path):
+    tree = ast.parse(path.read_text()) if path.exists() else ast.Module([], [])
+    return {
+        node.name: ast.get_docstring(node) or ""
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+
+
+def face():
+    tree = ast.parse(FILES["execution"].read_text())
+    pillar_only = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "PILLAR_ONLY"
+    )
+    return ast.get_docstring(tree), set(pillar_only)
+
+
+def test_options_are_the_same_everywhere():
+    readme = (REPO / "README.md").read_text()
+    table = "\n".join(re.findall(r"^\| (`[^|]*) \|", readme.split("## Options")[1].split("## ")[0], re.MULTILINE))
+    documented = set(re.findall(r"`(\w+)`", table))
+    example = yaml.safe_load((REPO / "pillar.example").read_text())["iptlive"]
+    docstring, pillar_only = face()
+    headings = re.findall(r"^(\w+(?:, \w+)*)\n    ", docstring, re.MULTILINE)
+    described = {name for heading in headings for name in heading.split(", ")}
+    options = set(_iptlive_options.Options._fields) - {"candidates"}
+    assert documented == options | PILLAR_ONLY
+    assert options | pillar_only >= set(example) >= options
+    assert described == options
+    assert _iptlive_options.parse({name: value for name, value in example.items() if name in options})
+
+
+@pytest.mark.parametrize("name", ["enabled", "families", "files", "backend", "placement", "reorder", "wait", "confirm"])
+def test_the_example_shows_the_defaults(name):
+    example = yaml.safe_load((REPO / "pillar.example").read_text())["iptlive"]
+    defaults = _iptlive_options.Options()
+    if name in PILLAR_ONLY:
+        assert example[name] is True
+    else:
+        assert _iptlive_options.parse({name: example[name]}) == defaults
+
+
+@pytest.mark.parametrize("kind", ["execution", "state", "runner"])
+def test_every_function_says_how_it_is_called(kind):
+    for name, docstring in functions(FILES[kind]).items():
+        assert "CLI Example:" in docstring, name
+        call = "iptlive.managed" if kind == "state" else f"iptlive.{name}"
+        assert call in docstring.split("CLI Example:")[1], name
+
+
+def test_every_execution_function_is_in_the_readme():
+    readme = (REPO / "README.md").read_text()
+    internal = {"enabled", "backup_part"}
+    for name in functions(FILES["execution"]).keys() - internal:
+        assert f"`iptlive.{name}`" in readme, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_what_exists(document):
+    known = {name for path in FILES.values() for name in functions(path)}
+    for name in re.findall(r"\biptlive\.([a-z_]+)\b(?!\.)", document.read_text()):
+        assert name in known | {"py", "sls", "json"}, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
