@@ -15,7 +15,7 @@ MESSAGE = (
     "'placement: after'",
 )
 WRONG = [
-    ({"placment": "before"}, "unknown option 'placment'; known are backend, chains, "),
+    ({"placment": "before"}, "unknown option 'placment'; known are backend, "),
     ({"placement": "top"}, "option 'placement': expected one of refuse, after, before, got 'top'"),
     ({"reorder": "yes"}, "option 'reorder': expected true or false, got 'yes'"),
     ({"chains": {"INPUT": {}}}, "option 'chains': expected a chain written like IPv4/filter/FORWARD, got 'INPUT'"),
