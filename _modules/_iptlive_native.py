@@ -42,9 +42,9 @@ def is_plain(rule: Rule, family: str, version: str) -> bool:
 
 def same(one: Rule, other: Rule) -> bool:
     """The same but for counters, for the order of plain comparisons, and for what extensions keep inside."""
-    parts = [_parts(rule) for rule in (one, other)]
+    parts = [[_comparison(part) or part for part in _parts(rule)] for rule in (one, other)]
     if all(name in _STATELESS for name, _ in one):
-        parts = [sorted(listed) for listed in parts]
+        parts = [sorted(listed, key=repr) for listed in parts]
     return parts[0] == parts[1]
 
 
@@ -71,6 +71,33 @@ def _parts(rule: Rule) -> List[Rule]:
         else:
             parts.append(_PROTOCOL if _is_ipv4_protocol(name, data) else part)
     return parts
+
+
+def _comparison(part: Rule):
+    """What is compared, in one form: there are several ways to load a part of a header, or a name."""
+    names = [name for name, _ in part]
+    if names not in (["meta", "cmp"], ["payload", "cmp"], ["payload", "bitwise", "cmp"]):
+        return None
+    steps = [attributes(data) for _, data in part]
+    loaded, compared = steps[0], steps[-1]
+    value = attributes(compared[3]).get(1, b"")
+    if names[0] == "meta":
+        return _interface(_number(loaded.get(2)), _number(compared.get(2)), value)
+    length = _number(loaded.get(4))
+    mask = b"\xff" * length  # where it is a whole number of bytes, iptables loads only these
+    if len(steps) == 3:
+        mask, xor = (attributes(steps[1].get(kind, b"")).get(1, b"") for kind in (4, 5))
+        if any(xor):
+            return None
+    place = _number(loaded.get(2)), _number(loaded.get(3))
+    return ("compare", *place, _number(compared.get(2)), value.rstrip(b"\0"), mask.rstrip(b"\0"))
+
+
+def _interface(key: int, operation: int, value: bytes):
+    if _META_FIELDS.get(key) not in ("in", "out"):
+        return None
+    # A whole name is compared with its end, one with a plus without.
+    return ("interface", key, operation, value.partition(b"\0")[:2])
 
 
 def _is_ipv4_protocol(name: str, data: bytes) -> bool:

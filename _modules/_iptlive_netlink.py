@@ -74,6 +74,8 @@ def _parts(data: bytes) -> Iterator[Tuple[int, bytes]]:
     at = 0
     while at + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4:
+            raise ValueError(f"no netlink attributes: {data[:64]!r}")
         yield kind & 0x3FFF, data[at + 4 : at + length]
         at += (length + 3) & ~3
 

@@ -6,13 +6,14 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import _iptlive_native as native
 import _iptlive_netlink as netlink
-from _iptlive_kernel import COMMANDS, LEGACY_TABLES, SEARCH_PATH, Tools, message, run
+from _iptlive_kernel import COMMANDS, LEGACY_TABLES, SEARCH_PATH, Tools, message, read_chains, run
 from _iptlive_model import BUILTIN, FAMILIES, HostError, Table, chain_key
 from _iptlive_plan import Refusal, StoredState
 from _iptlive_rules import parse_save
 from _iptlive_scratch import names_object
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_CHANGED = "the rules changed while they were being read; they were not checked for nftables' own"
 _FAMILY_WORDS = {netlink.INET: "inet", 2: "ip", 10: "ip6"}
 
 States = Dict[str, Dict[str, StoredState]]
@@ -100,7 +101,7 @@ def misprinted(scratch, tools: Tools, live: Dict[str, Table], states: States) ->
         return states, []
     suspects, warnings = _suspects(tools, live, states)
     refused = {table: dict(chains) for table, chains in states.items()}
-    for suspect in _proved(scratch, tools, suspects, warnings):
+    for suspect in _unchanged(tools, live, _proved(scratch, tools, suspects, warnings), warnings):
         key = chain_key(tools.family, suspect.table, suspect.chain)
         state = refused[suspect.table][suspect.chain]
         lines = tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
@@ -113,6 +114,20 @@ def misprinted(scratch, tools: Tools, live: Dict[str, Table], states: States) ->
         else:
             warnings.append(f"{what} it is printed as: '{suspect.text}'")
     return refused, warnings
+
+
+def _unchanged(tools: Tools, live: Dict[str, Table], proved: Sequence[_Suspect], warnings) -> List[_Suspect]:
+    """Texts and expressions were read one after the other: they belong together only if the texts are the same now."""
+    wanted = {table: sorted({suspect.chain for suspect in proved if suspect.table == table}) for table in live}
+    now = read_chains(tools, {table: chains for table, chains in wanted.items() if chains}, {}) if proved else {}
+    same = [
+        suspect
+        for suspect in proved
+        if now.get(suspect.table, {}).get(suspect.chain) == live[suspect.table][suspect.chain]
+    ]
+    if len(same) < len(proved):
+        warnings.append(f"{FAMILIES[tools.family]}: {_CHANGED}")
+    return same
 
 
 def _proved(scratch, tools: Tools, suspects: Sequence[_Suspect], warnings) -> List[_Suspect]:
@@ -146,9 +161,13 @@ def _suspects(tools: Tools, live: Dict[str, Table], states: States) -> Tuple[Lis
             printed = live[table][chain].rules if chain in live.get(table, {}) else ()
             if not printed:
                 continue
-            rules = netlink.rules(netlink.FAMILIES[tools.family], table, chain)
+            try:
+                rules = netlink.rules(netlink.FAMILIES[tools.family], table, chain)
+            except netlink.NoAnswerError as err:
+                warnings.append(f"{chain_key(tools.family, table, chain)}: not checked for nftables' own rules ({err})")
+                continue
             if len(rules) != len(printed):
-                warnings.append(f"{chain_key(tools.family, table, chain)}: changed while it was being read")
+                warnings.append(f"{chain_key(tools.family, table, chain)}: {_CHANGED}")
                 continue
             found += [
                 _Suspect(table, chain, position, text, rule)
