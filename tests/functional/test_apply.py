@@ -144,8 +144,8 @@ def test_result_that_is_not_as_planned(host):
     host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
     before = host.save()
     host.write(PATH, "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n")
-    host.write("/run/fake", TAKES_AWAY.format(backend=host.backend), mode="0755")
-    host.run(["ln", "-sfn", "/run/fake", "/etc/alternatives/iptables-restore"])
+    host.write("/run/takes-away", TAKES_AWAY.format(backend=host.backend), mode="0755")
+    host.run(["ln", "-sfn", "/run/takes-away", "/etc/alternatives/iptables-restore"])
     try:
         with pytest.raises(SaltError, match="the chains are not as planned after the commit") as error:
             host.call("iptlive.apply", **IPV4_ONLY)

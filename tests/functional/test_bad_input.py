@@ -168,12 +168,12 @@ def test_kernel_without_the_table(live):
     """A fake says what the legacy program says on a kernel that was built without the table."""
     live.write(V6, GOOD)
     live.write(
-        "/run/fake/ip6tables-restore",
+        "/run/no-table/ip6tables-restore",
         "#!/bin/sh\necho \"ip6tables-restore v1.8.9 (legacy): unable to initialize table 'filter'\n\" >&2\n"
         "echo 'Error occurred at line: 1' >&2\nexit 3\n",
         mode="0755",
     )
-    with replaced(live, "ip6tables-restore", "/run/fake/ip6tables-restore"):
+    with replaced(live, "ip6tables-restore", "/run/no-table/ip6tables-restore"):
         assert_refused(
             live,
             f"{V6}: ip6tables-restore refuses it: ip6tables-restore v1.8.9 (legacy): unable to initialize table",

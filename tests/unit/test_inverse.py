@@ -48,7 +48,7 @@ def test_back_to_what_was_there(update):
     assert carry_out(now, inverse) == before
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(updates(DISTINCT), st.data())
 def test_what_others_did_since_stays(update, data):
     """Others' new rules stay in their order, others' deletes stay deletes; our own rules go, the former come back."""
