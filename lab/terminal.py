@@ -15,7 +15,8 @@ import termios
 from html import escape
 from pathlib import Path
 
-from lab.docker import Docker
+from lab.docker import Docker, docker_rules
+from lab.fleet import BASE, PROGRAMS, Fleet
 from lab.host import Host
 from lab.neighbours import Fail2ban, load_kube
 
@@ -102,7 +103,7 @@ def screens(folder):
         docker.start()
         docker.publish(8080)
         fail2ban.start()
-        load(host, "".join(line.replace("#DELETE# ", "") for line in MANUAL.splitlines(True) if not _is_new(line)))
+        load(host, _before(MANUAL))
         fail2ban.offend("203.0.113.7", "203.0.113.8")
         fail2ban.wait_for({"203.0.113.7", "203.0.113.8"})
         host.write(PATH, MANUAL)
@@ -118,6 +119,33 @@ def screens(folder):
         _screen(host, folder / "foreign.svg", "iptlive.foreign")
         load_kube(host, 300)
         (folder / "graph-kubernetes.svg").write_text(graph(host))
+
+
+def report_screen(folder):
+    """The report of four minions: in sync, with changes, refused, with a broken file."""
+    # The minions' connections are older than these rules and their tracking.
+    stored = MANUAL.replace("-A INPUT -p icmp", "-A INPUT -s 198.51.100.1/32 -j ACCEPT\n-A INPUT -p icmp")
+    wanted = [
+        stored.replace("#DELETE# ", ""),
+        stored.replace("-A FORWARD -s 192.0.2.0/24 -j ACCEPT\n", ""),
+        stored,
+        stored.replace("*filter", "*filters"),
+    ]
+    with Fleet(minions=len(wanted), ssh_hosts=0, timeout=60) as fleet:
+        for host, text in zip(fleet.minions.values(), wanted):
+            host.restore(_before(text) if text != wanted[0] else text)
+            host.write(PATH, text)
+        docker_rules(fleet.minions["m3"])
+        fleet.pillar({"iptlive": {"families": ["ipv4"]}})
+        report = [PROGRAMS / "salt-run", "--config-dir", BASE, "--log-level=quiet", "iptlive.report", "*"]
+        printed = on_terminal(fleet.master, report, 110)
+        (folder / "report.svg").write_text(svg(printed, "salt-run iptlive.report '*'"))
+
+
+def _before(text):
+    """The kernel's rules before what is new in a stored file."""
+    text = text.replace("*filters", "*filter")
+    return "".join(line.replace("#DELETE# ", "") for line in text.splitlines(True) if not _is_new(line))
 
 
 def load(host, text):
@@ -144,3 +172,4 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     screens(target)
+    report_screen(target)
