@@ -54,9 +54,10 @@ class Transaction:
             except kernel.StaleError as err:
                 log.info("%s changed while the update was being made; planning again", self._name)
                 if time.monotonic() > self._deadline:
+                    said = f" (at last: {kernel.message(str(err))})" if str(err) else ""
                     raise HostError(
-                        f"{self._name}: other programs changed the chains during each of {tries} attempts; nothing of "
-                        "this table was changed. Try again, or set a larger 'wait'"
+                        f"{self._name}: other programs changed the chains during each of {tries} attempts{said}; "
+                        "nothing of this table was changed. Try again, or set a larger 'wait'"
                     ) from err
             except _ExitError as err:
                 failures += 1
@@ -71,7 +72,7 @@ class Transaction:
         step = self._step(sent.before, sent.plans)
         now = self._read()
         if not sent.plans or (sent.done.status and not stands(step, now)):
-            raise _ExitError(sent.done)
+            raise kernel.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
         if sent.done.status:
             log.warning("%s: the update was made, although the program said: %s", self._name, sent.done.err.strip())
         self._verify(step, now)
@@ -175,6 +176,11 @@ def _distance(one: Optional[Chain], other: Optional[Chain]) -> int:
         return 0 if one is other else 1 + len((one or other).rules)
     matched = sum(index is not None for index in align(one.rules, other.rules))
     return len(one.rules) + len(other.rules) - 2 * matched + (one.policy != other.policy)
+
+
+def _others_wrote(step: Step, now: Table) -> bool:
+    """Whether the chains are no longer what the step was made for: a rule that it names may have gone since."""
+    return any(step.before.get(chain) != now.get(chain) for chain in step.plans)
 
 
 def _equal(step: Step, now: Table) -> bool:
