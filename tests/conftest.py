@@ -23,6 +23,16 @@ hypothesis.settings.load_profile("lab")
 NO_DOCKER = pytest.StashKey()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rounds", type=int, default=8, help="rounds of each race (a campaign has hundreds)")
+    parser.addoption("--every-step", action="store_true", help="kill at every step of an update, not only the decisive")
+
+
+@pytest.fixture(scope="session")
+def rounds(request):
+    return request.config.getoption("--rounds")
+
+
 def pytest_collection_modifyitems(config, items):
     """Without Docker its tests are left out, and it is said; in CI they run, and fail where it is missing."""
     if shutil.which("dockerd", path=ENVIRONMENT["PATH"]) or os.environ.get("CI") == "true":
