@@ -143,6 +143,10 @@ class Fleet:
             options.pop(masterless)
         options.update(id=name, master="198.51.100.1", random_startup_delay=0, acceptance_wait_time=1)
         host.write(BASE + "/minion", json.dumps(options))
+        self.start_minion(host)
+
+    def start_minion(self, host):
+        """Start the minion, for the first time or again after it was killed."""
         self._daemon(host, "salt-minion")
 
     def _start_ssh_host(self, name, address, backend):

@@ -5,7 +5,8 @@ A step is the beginning or the end of a function of the rooms that read, write a
 between two of them is one call of a program or of the operating system.  Without a number it lives, and prints its
 steps, one name per line.
 
-    python victim.py '{"do": "apply" | "rollback", "at": 17 | null, "every": true | false, "confirm": 0}'
+    python victim.py '{"do": "apply" | "rollback", "at": 17 | null, "every": true | false, "confirm": 0,
+                       "timeout": 60}'
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_modules"))
 
+import _iptlive_kernel as kernel
 import _iptlive_options as options
 import _iptlive_update as update
 import _iptlive_watchdog as watchdog
@@ -41,6 +43,7 @@ class Steps:
 def main(task):
     steps = Steps(task["at"], task["every"])
     settings = options.parse({"wait": 2, "policy": "enforce"})
+    kernel.TIMEOUT = task["timeout"]
     sys.setprofile(steps)
     if task["do"] == "rollback":
         update.rollback(None, 2)
