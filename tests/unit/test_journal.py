@@ -1,0 +1,94 @@
+"""The journal: what is written is read again, one run at a time, and nothing piles up."""
+
+import os
+import subprocess
+import sys
+
+import _iptlive_journal as journal
+import pytest
+from _iptlive_model import Chain, HostError
+from _iptlive_plan import ChainPlan, Edit
+from hypothesis import given
+from hypothesis import strategies as st
+
+RULES = st.lists(st.text(max_size=8) | st.just("\udcff comment"), max_size=3).map(tuple)
+CHAINS = st.builds(Chain, st.none() | st.just("DROP"), RULES)
+EDITS = st.lists(st.builds(Edit, st.just("insert"), st.integers(1, 9), st.text(max_size=8), st.none() | st.just(3)))
+PLANS = st.builds(lambda edits, result: ChainPlan(tuple(edits), result=result), EDITS, CHAINS)
+STEPS = st.builds(
+    journal.Step,
+    st.just("ipv6"),
+    st.just("nft"),
+    st.just("nat"),
+    st.dictionaries(st.text(max_size=4), CHAINS, max_size=2),
+    st.dictionaries(st.text(max_size=4), PLANS, max_size=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "FOLDER", str(tmp_path))
+    with journal.lock(0):
+        pass
+    return tmp_path
+
+
+@given(st.lists(STEPS, max_size=2).map(tuple), st.text(max_size=9))
+def test_what_is_written_is_read_again(steps, reason):
+    entry = journal.new_entry(60, ("[2001:db8::1]:4506",))._replace(steps=steps, reason=reason, deadline=1.5)
+    journal.save(entry)
+    assert journal.load(entry.id) == entry
+
+
+def numbered(number, **changes):
+    entry = journal.new_entry(0, ())._replace(id=f"20260714-061500-000-{number:03d}", **changes)
+    journal.save(entry)
+    os.makedirs(journal.watchdog_folder(entry.id))
+    return entry.id
+
+
+def test_old_entries_and_remains_go(folder):
+    waiting = numbered(0, state="pending")
+    earlier_boot = numbered(1, state="pending", boot="another")
+    kept = [numbered(number, state="done") for number in range(2, 2 + journal.KEEP)]
+    (folder / "journal" / "killed.json.new").write_text("{")
+    journal.prune()
+    assert [entry.id for entry in journal.entries()] == [waiting] + kept
+    assert earlier_boot not in os.listdir(folder / "watchdog")
+    assert os.listdir(folder / "watchdog") == [waiting]
+    assert "killed.json.new" not in os.listdir(folder / "journal")
+
+
+def test_an_unreadable_entry_stops_nothing(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(journal.log, "error", lambda *words: said.append(str(words)))
+    good = numbered(1, state="done")
+    (folder / "journal" / "bad.json").write_text("{")
+    assert [entry.id for entry in journal.entries()] == [good]
+    assert "the journal entry bad" in said[0]
+
+
+def test_only_root_may_look(folder):
+    identifier = numbered(1, state="done")
+    assert os.stat(folder).st_mode & 0o077 == 0
+    assert os.stat(folder / "journal" / f"{identifier}.json").st_mode & 0o077 == 0
+
+
+def test_an_identifier_is_no_path(folder):
+    (folder / "other.json").write_text("{}")
+    assert journal.load("../other") is None
+
+
+def test_one_run_at_a_time(folder):
+    script = (
+        f"import sys; sys.path[:0] = {sys.path!r}; import _iptlive_journal as journal; "
+        f"journal.FOLDER = {str(folder)!r}\nwith journal.lock(0):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(HostError, match=rf"another iptlive run \(process {other.pid}\)"), journal.lock(0):
+            pass
+        other.kill()
+    with journal.lock(0):  # a killed run holds nothing
+        pass
