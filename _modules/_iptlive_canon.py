@@ -192,7 +192,7 @@ class Namespace(Scratch):
             done = self.run(dump)
             if done.status:
                 raise HostError(f"{' '.join(dump)}: {message(done.err)}")
-            return netlink.from_json(done.out)
+            return [netlink.rule(data) for data in netlink.from_json(done.out)]
 
         found = load(printed)
         if found is None or len(found) != len(printed):

@@ -6,9 +6,9 @@ writes, and reads, in one way is taken as it is printed. Anything else is loaded
 throw-away namespace and must come out as the same expressions.
 """
 
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from _iptlive_netlink import Rule, attributes
+from _iptlive_netlink import Rule, attributes, places, rule
 
 _META_FIELDS = {6: "in", 7: "out", 16: "protocol"}
 _NETWORK_FIELDS = {
@@ -20,6 +20,7 @@ _TCP, _UDP = 6, 17
 _READS_TRANSPORT = (1, 8, 8)  # before this iptables-nft wrote these in another way, and did not understand this one
 _LIMIT_UNITS = (1, 60, 3600, 86400)
 _LIMIT_SCALE = 10000  # iptables keeps the time between two packets in this part of a second
+_MOST_SHAPES = 100  # of one length; to look through more of them takes longer than to take the rule apart
 _EQUAL, _UNEQUAL = 0, 1
 _CONTINUE = 0xFFFFFFFF
 _STATELESS = ("meta", "payload", "bitwise", "cmp", "range", "counter", "immediate", "target")
@@ -35,9 +36,55 @@ class _Field(NamedTuple):
     mask: Optional[int] = None
 
 
-def is_plain(rule: Rule, family: str, version: str) -> bool:
-    """Whether each expression is one that iptables-nft writes and prints in full."""
-    return _Reader(family, version).read(rule)
+class Plain:
+    """Tells whether each expression of a rule is one that iptables-nft writes and prints in full.
+
+    What is found out for one rule holds for all that differ from it only in addresses, ports, interfaces, counters and
+    in what extensions keep inside: they are recognised by the bits that are left, without being taken apart.
+    """
+
+    def __init__(self, family: str, version: str):
+        self._family = family
+        self._version = version
+        self._known: Dict[int, List[Tuple[int, int]]] = {}  # by length: which bits matter, and what they must be
+
+    def holds(self, data: bytes) -> bool:
+        number = int.from_bytes(data, "big")
+        known = self._known.setdefault(len(data), [])
+        for mattering, wanted in known:
+            if number & mattering == wanted:
+                return True
+        reader = _Reader(self._family, self._version)
+        if not reader.read(rule(data)):
+            return False
+        if len(known) < _MOST_SHAPES:
+            mattering = ~_free_bits(data, reader.compared) & ((1 << 8 * len(data)) - 1)
+            known.append((mattering, number & mattering))
+        return True
+
+
+def _free_bits(data: bytes, compared: Sequence[int]) -> int:
+    """The bits of a plain rule that it stays plain without; ``compared`` are those of each comparison's value."""
+    masks = iter(compared)
+    free = 0
+    for _, start, end in places(data, 0, len(data)):
+        inner = {kind: (first, last) for kind, first, last in places(data, start, end)}
+        name = data[slice(*inner[1])].rstrip(b"\0").decode()
+        body = {kind: (first, last) for kind, first, last in places(data, *inner[2])} if 2 in inner else {}
+        if name == "counter":
+            free |= sum(_bits(data, place) for place in body.values())
+        elif name in ("match", "target") and 3 in body:
+            free |= _bits(data, body[3])
+        elif name == "cmp":
+            (value,) = (place for kind, *place in places(data, *body[3]) if kind == 1)
+            free |= _bits(data, value, next(masks))
+    return free
+
+
+def _bits(data: bytes, place: Sequence[int], mask: int = -1) -> int:
+    """The bits of the bytes at that place, or those of them in a mask, in the number that all of the data is."""
+    start, end = place
+    return (mask & ((1 << 8 * (end - start)) - 1)) << 8 * (len(data) - end)
 
 
 def same(one: Rule, other: Rule) -> bool:
@@ -48,9 +95,9 @@ def same(one: Rule, other: Rule) -> bool:
     return parts[0] == parts[1]
 
 
-def jumps(rule: Rule) -> List[str]:
+def jumps(taken: Rule) -> List[str]:
     """The chains that a rule jumps or goes to."""
-    verdicts = [_verdict(data) for name, data in rule if name == "immediate"]
+    verdicts = [_verdict(data) for name, data in taken if name == "immediate"]
     return [verdict[2].rstrip(b"\0").decode() for verdict in verdicts if 2 in verdict]
 
 
@@ -117,6 +164,7 @@ class _Reader:
         self._matched = False
         self._counted = False
         self._ended = False
+        self.compared: List[int] = []
 
     def read(self, rule: Rule) -> bool:
         for name, data in rule:
@@ -160,6 +208,7 @@ class _Reader:
         if field is None or operation not in (_EQUAL, _UNEQUAL):
             return False
         self._seen[field.name] = value if operation == _EQUAL else None
+        self.compared.append(0 if field.name in ("protocol", "flags") else -1 if field.mask is None else field.mask)
         if field.mask is None:
             return field.name != "flags"
         return value & ~field.mask == 0

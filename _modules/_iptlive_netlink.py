@@ -15,13 +15,17 @@ FAMILIES = {"ipv4": 2, "ipv6": 10}
 INET = 1
 _NETLINK_NETFILTER = 12
 _NFTABLES = 10
-_GET_CHAIN, _GET_RULE = 4, 7
+_GET_TABLE, _GET_CHAIN, _GET_RULE = 1, 4, 7
+_TABLE_NAME = 1
 _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _DROP = 0
 _TRIES = 5
+
+
+_HEAD = struct.Struct("=HH")  # of an attribute: its length and its kind
 
 
 class Base(NamedTuple):
@@ -45,7 +49,8 @@ class NoAnswerError(Exception):
 def base_chains() -> List[Base]:
     """Of all families."""
     found = []
-    for family, chain in _dump(_GET_CHAIN, 0, b""):
+    for family, data in _dump(_GET_CHAIN, 0, b""):
+        chain = attributes(data)
         if _CHAIN_HOOK in chain:
             hook = _number(attributes(chain[_CHAIN_HOOK])[1])
             drops = _CHAIN_POLICY in chain and _number(chain[_CHAIN_POLICY]) == _DROP
@@ -55,13 +60,19 @@ def base_chains() -> List[Base]:
     return found
 
 
-def rules(family: int, table: str, chain: str) -> List[Rule]:
-    """The rules of a chain."""
+def tables() -> List[Tuple[int, str]]:
+    """The family and the name of each."""
+    return [(family, _text(attributes(data)[_TABLE_NAME])) for family, data in _dump(_GET_TABLE, 0, b"")]
+
+
+def expressions(family: int, table: str, chain: str) -> List[bytes]:
+    """The rules of a chain, as the kernel sends them."""
     wanted = _attribute(_RULE_TABLE, table) + _attribute(_RULE_CHAIN, chain)
-    return [_rule(found.get(_RULE_EXPRESSIONS, b"")) for _, found in _dump(_GET_RULE, family, wanted)]
+    return [_first(data, _RULE_EXPRESSIONS) for _, data in _dump(_GET_RULE, family, wanted)]
 
 
-def _rule(data: bytes) -> Rule:
+def rule(data: bytes) -> Rule:
+    """The expressions of a rule, with their data."""
     elements = [attributes(element) for _, element in _parts(data)]
     return tuple((_text(element[1]), element.get(2, b"")) for element in elements)
 
@@ -71,13 +82,21 @@ def attributes(data: bytes) -> Dict[int, bytes]:
 
 
 def _parts(data: bytes) -> Iterator[Tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
+    return ((kind, data[start:end]) for kind, start, end in places(data, 0, len(data)))
+
+
+def places(data: bytes, at: int, end: int) -> Iterator[Tuple[int, int, int]]:
+    """The kind of each attribute, and where its value starts and ends."""
+    while at + 4 <= end:
+        length, kind = _HEAD.unpack_from(data, at)
         if length < 4:
             raise ValueError(f"no netlink attributes: {data[:64]!r}")
-        yield kind & 0x3FFF, data[at + 4 : at + length]
+        yield kind & 0x3FFF, at + 4, at + length
         at += (length + 3) & ~3
+
+
+def _first(data: bytes, wanted: int) -> bytes:
+    return next((data[start:end] for kind, start, end in places(data, 0, len(data)) if kind == wanted), b"")
 
 
 def _attribute(kind: int, text: str) -> bytes:
@@ -93,7 +112,7 @@ def _text(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
-def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, Dict[int, bytes]]]:
+def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, bytes]]:
     """Asked again while the ruleset changes under our eyes."""
     for _ in range(_TRIES):
         try:
@@ -110,7 +129,7 @@ def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, Dict[int, by
     raise NoAnswerError("other programs keep changing the rules")
 
 
-def _answers(netlink: socket.socket) -> Iterator[Tuple[int, Dict[int, bytes]]]:
+def _answers(netlink: socket.socket) -> Iterator[Tuple[int, bytes]]:
     while True:
         data = netlink.recv(1 << 20)
         at = 0
@@ -123,15 +142,14 @@ def _answers(netlink: socket.socket) -> Iterator[Tuple[int, Dict[int, bytes]]]:
             if kind == _ERROR:
                 error = -struct.unpack_from("=i", data, at + 16)[0]
                 raise OSError(error, os.strerror(error))
-            yield data[at + 16], attributes(data[at + 20 : at + length])
+            yield data[at + 16], data[at + 20 : at + length]
             at += (length + 3) & ~3
 
 
-def from_json(text: str) -> List[Rule]:
+def from_json(text: str) -> List[bytes]:
     """What this file prints when it is run as a program."""
-    return [tuple((name, bytes.fromhex(data)) for name, data in rule) for rule in json.loads(text)]
+    return [bytes.fromhex(data) for data in json.loads(text)]
 
 
 if __name__ == "__main__":
-    listed = rules(FAMILIES[sys.argv[1]], sys.argv[2], sys.argv[3])
-    print(json.dumps([[[name, data.hex()] for name, data in rule] for rule in listed]))
+    print(json.dumps([data.hex() for data in expressions(FAMILIES[sys.argv[1]], sys.argv[2], sys.argv[3])]))

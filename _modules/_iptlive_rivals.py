@@ -53,8 +53,10 @@ def _nft_tables(tools: Tools) -> List[str]:
     family = netlink.FAMILIES[tools.family]
     hooks: Dict[Tuple[int, str], List[netlink.Base]] = defaultdict(list)
     try:
-        for chain in netlink.base_chains():
-            if chain.family in (family, netlink.INET):
+        # There may be very many chains and rules in the tables that iptables itself reads: they are not asked for.
+        others = {key for key in netlink.tables() if key[0] in (family, netlink.INET) and not _is_read(tools, *key)}
+        for chain in netlink.base_chains() if others else ():
+            if (chain.family, chain.table) in others:
                 hooks[(chain.family, chain.table)].append(chain)
     except netlink.NoAnswerError:
         return []  # no nf_tables in this kernel
@@ -65,6 +67,10 @@ def _nft_tables(tools: Tools) -> List[str]:
         if held[kind, table] and not (kind == family and table in BUILTIN):
             warnings.append(_native_table(_FAMILY_WORDS[kind], table, hooks[kind, table]))
     return warnings
+
+
+def _is_read(tools: Tools, family: int, table: str) -> bool:
+    return tools.backend == "nft" and family == netlink.FAMILIES[tools.family] and table in BUILTIN
 
 
 def _native_table(family: str, table: str, chains: Sequence[netlink.Base]) -> str:
@@ -156,13 +162,14 @@ def _refusal(what: str, suspect: _Suspect) -> Refusal:
 
 def _suspects(tools: Tools, live: Dict[str, Table], states: States) -> Tuple[List[_Suspect], List[str]]:
     found, warnings = [], []
+    plain = native.Plain(tools.family, tools.version)
     for table, chains in states.items():
         for chain in chains:
             printed = live[table][chain].rules if chain in live.get(table, {}) else ()
             if not printed:
                 continue
             try:
-                rules = netlink.rules(netlink.FAMILIES[tools.family], table, chain)
+                rules = netlink.expressions(netlink.FAMILIES[tools.family], table, chain)
             except netlink.NoAnswerError as err:
                 warnings.append(f"{chain_key(tools.family, table, chain)}: not checked for nftables' own rules ({err})")
                 continue
@@ -170,8 +177,8 @@ def _suspects(tools: Tools, live: Dict[str, Table], states: States) -> Tuple[Lis
                 warnings.append(f"{chain_key(tools.family, table, chain)}: {_CHANGED}")
                 continue
             found += [
-                _Suspect(table, chain, position, text, rule)
-                for position, (text, rule) in enumerate(zip(printed, rules), 1)
-                if not native.is_plain(rule, tools.family, tools.version)
+                _Suspect(table, chain, position, text, netlink.rule(data))
+                for position, (text, data) in enumerate(zip(printed, rules), 1)
+                if not plain.holds(data)
             ]
     return found, warnings

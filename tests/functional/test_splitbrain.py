@@ -4,8 +4,8 @@ import random
 import sys
 
 import pytest
-from _iptlive_native import is_plain, same
-from _iptlive_netlink import from_json
+from _iptlive_native import Plain, same
+from _iptlive_netlink import from_json, rule
 from _iptlive_rules import parse_save
 from rule_list import rules
 
@@ -206,9 +206,11 @@ def test_plain_rules_are_what_they_are_printed_as(nft_host):
     nft_host.run(["sh", "-c", ADD], input="\n".join([*AWKWARD, *random_rules(150)]) + "\n", timeout=300)
     rules = listed(nft_host, "RANDOM")
     texts = nft_host.run(["iptables", "-S", "RANDOM"]).stdout.splitlines()[1:]
-    plain = [(rule, text) for rule, text in zip(rules, texts) if is_plain(rule, "ipv4", "1.8.9")]
+    judge = Plain("ipv4", "1.8.9")
+    plain = [(data, text) for data, text in zip(rules, texts) if judge.holds(data)]
     assert len(rules) == len(texts) and 20 < len(plain) < len(rules) - 20
     lines = "\n".join(text.replace("-A RANDOM", "-A WRITTEN") for _, text in plain)
     nft_host.run(["iptables-restore", "--noflush"], input=f"*filter\n{lines}\nCOMMIT\n")
-    differ = [text for (rule, text), other in zip(plain, listed(nft_host, "WRITTEN")) if not same(rule, other)]
+    written = listed(nft_host, "WRITTEN")
+    differ = [text for (data, text), other in zip(plain, written) if not same(rule(data), rule(other))]
     assert not differ, "\n".join(differ)
