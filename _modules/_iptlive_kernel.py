@@ -17,8 +17,8 @@ import tempfile
 from types import MappingProxyType
 from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
-from _iptlive_chains import existing_chains
 from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, is_builtin
+from _iptlive_netlink import NoAnswerError, existing_chains
 from _iptlive_plan import ChainPlan, commands, removals
 from _iptlive_rules import parse_lists, parse_save, print_list
 
@@ -154,7 +154,7 @@ def read_chains(tools: Tools, wanted: Chains, named: Chains = MappingProxyType({
     nothing, and creates nothing.
     """
     if tools.backend == "nft":
-        with contextlib.suppress(OSError, _UnlistedError):
+        with contextlib.suppress(NoAnswerError, _UnlistedError):
             live = _read_listed(tools, existing_chains(tools.family, wanted))
             return _with_empty(live, existing_chains(tools.family, named))
     # Legacy programs read whole tables anyway; and where a chain cannot be listed, the whole table tells why.

@@ -4,12 +4,13 @@ iptables-nft shows only what it knows how to print, and the program ``nft`` need
 this file prints the rules of a chain as JSON: that is how a throw-away namespace is asked.
 """
 
+import errno
 import json
 import os
 import socket
 import struct
 import sys
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 FAMILIES = {"ipv4": 2, "ipv6": 10}
 INET = 1
@@ -60,6 +61,33 @@ def base_chains() -> List[Base]:
     return found
 
 
+def existing_chains(family: str, wanted: Mapping[str, Sequence[str]]) -> Dict[str, List[str]]:
+    """Of the wanted chains of each table those that exist: one question per chain, however many there are.
+
+    The iptables programs can only list chains, with all of their rules, or fail at the first one that is missing.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(10)
+            return {
+                table: [chain for chain in chains if _exists(netlink, FAMILIES[family], table, chain)]
+                for table, chains in wanted.items()
+            }
+    except OSError as err:
+        raise NoAnswerError(str(err)) from err
+
+
+def _exists(netlink: socket.socket, family: int, table: str, chain: str) -> bool:
+    _ask(netlink, _GET_CHAIN, _REQUEST, family, _attribute(_CHAIN_TABLE, table) + _attribute(_CHAIN_NAME, chain))
+    data = netlink.recv(1 << 16)
+    if struct.unpack_from("=IH", data)[1] != _ERROR:
+        return True
+    error = -struct.unpack_from("=i", data, 16)[0]
+    if error != errno.ENOENT:
+        raise OSError(error, os.strerror(error))
+    return False
+
+
 def tables() -> List[Tuple[int, str]]:
     """The family and the name of each."""
     return [(family, _text(attributes(data)[_TABLE_NAME])) for family, data in _dump(_GET_TABLE, 0, b"")]
@@ -100,7 +128,7 @@ def _first(data: bytes, wanted: int) -> bytes:
 
 
 def _attribute(kind: int, text: str) -> bytes:
-    value = text.encode() + b"\0"
+    value = text.encode("utf-8", "surrogateescape") + b"\0"
     return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
@@ -118,15 +146,18 @@ def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, bytes]]:
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
                 netlink.settimeout(10)
-                body = struct.pack("=BBH", family, 0, 0) + wanted
-                kind = _NFTABLES << 8 | what
-                netlink.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
+                _ask(netlink, what, _REQUEST | _DUMP, family, wanted)
                 return list(_answers(netlink))
         except InterruptedError:
             continue
         except OSError as err:
             raise NoAnswerError(str(err)) from err
     raise NoAnswerError("other programs keep changing the rules")
+
+
+def _ask(netlink: socket.socket, what: int, flags: int, family: int, wanted: bytes) -> None:
+    body = struct.pack("=BBH", family, 0, 0) + wanted
+    netlink.send(struct.pack("=IHHII", 16 + len(body), _NFTABLES << 8 | what, flags, 1, 0) + body)
 
 
 def _answers(netlink: socket.socket) -> Iterator[Tuple[int, bytes]]:
