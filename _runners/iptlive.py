@@ -121,7 +121,7 @@ def _answer(bad, **results):
 
 
 @_errors_answered
-def report(tgt, tgt_type="glob", ssh=False, batch=None, timeout=None):
+def report(tgt, tgt_type="glob", ssh=False, batch=None, timeout=None, changes_ok=False):
     """
     Plan on all targeted hosts at once, and tell which of them are in sync. Nothing is changed anywhere. When a host
     is not in sync, the exit status is not 0.
@@ -138,6 +138,8 @@ def report(tgt, tgt_type="glob", ssh=False, batch=None, timeout=None):
         How many hosts at a time, like ``10`` or ``25%``. Default: all at once.
     timeout
         Seconds to wait for a host; Salt's own timeout if left out.
+    changes_ok
+        ``True``: hosts that only have changes to make are no reason for a bad exit status, as before a rollout.
 
     Returns ``summary``, how many hosts there are of each status; ``retcode``; and for each of ``hosts`` its ``status``
     (``in_sync``, ``changes``, ``refused``, ``error``, ``no_answer``), with ``changes``, their number; ``chains``, those
@@ -155,8 +157,9 @@ def report(tgt, tgt_type="glob", ssh=False, batch=None, timeout=None):
     hosts = {answer.host: _reported(answer) for answer in fleet.ask(__opts__, targets, "iptlive.plan")}
     found = [host["status"] for host in hosts.values()]
     summary = {status: found.count(status) for status in STATUSES if status in found}
-    results = _answer(set(found) != {"in_sync"}, summary=summary, hosts=hosts)
-    return {"data": results, "outputter": "iptlive"}
+    good = {"in_sync", "changes"} if changes_ok else {"in_sync"}
+    # salt-run takes the outputter from the answer, unless --out names another.
+    return _answer(not found or bool(set(found) - good), summary=summary, hosts=hosts, outputter="iptlive")
 
 
 def _reported(answer):

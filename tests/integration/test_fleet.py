@@ -125,6 +125,40 @@ def test_backup_collects_every_host_with_the_files_names_of_old(fleet, way):
     assert f"{first}: 7 files" in done.stderr
 
 
+def test_the_rollout_looks_first_and_stops_at_the_first_failure(fleet):
+    for host in fleet.minions.values():
+        with_changes(host)
+    refused(fleet.minions["m4"])
+    before = kernels(fleet)
+    rollout = ["state.orchestrate", "iptlive.orch.rollout"]
+    assert fleet.salt_run(*rollout).retcode
+    assert kernels(fleet) == before
+    with_changes(fleet.minions["m4"])
+    done = fleet.salt_run(*rollout, 'pillar={"rollout": {"batch": 2}}')
+    assert done.retcode == 0, done.stdout
+    assert all(NEW.strip() in host.save() for host in fleet.minions.values())
+    assert not any(fleet.salt("*", "iptlive.pending").value.values())
+
+
+def test_stored_files_from_the_master(fleet):
+    hosts = fleet.hosts()
+    for host in hosts.values():
+        host.restore(HEAD + RULES + "COMMIT\n")
+    fleet.master.write("/run/lab/states/fw/rules.v4", STORED.replace("53", "{{ port }}"))
+    managed = {"iptlive.managed": [
+        {"sources": {"ipv4": "salt://fw/rules.v4"}}, {"template": "jinja"}, {"context": {"port": 53}}
+    ]}  # fmt: skip
+    fleet.master.write("/run/lab/states/fw/init.sls", json.dumps({"firewall": managed}))
+    for run in (fleet.salt, fleet.salt_ssh):
+        told = run("*", "state.apply", "fw", "test=True").value
+        assert {state["result"] for found in told.values() for state in found.values()} == {None}
+        done = run("*", "state.apply", "fw").value
+        assert {state["result"] for found in done.values() for state in found.values()} == {True}
+    for host in hosts.values():
+        assert host.read(FILE) == STORED
+        assert NEW.strip() in host.save()
+
+
 # What a host that is not ours any more might send: (its answer, what the report says of it).
 HOSTILE = [
     ({"parts": 1, "archive": "../../x"}, "damaged"),
