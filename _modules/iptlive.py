@@ -93,7 +93,7 @@ for _room in [name for name in sys.modules if name.startswith("_iptlive_")]:
 __virtualname__ = "iptlive"
 
 PILLAR = "iptlive"
-PILLAR_ONLY = ("enabled", "hosts", "owners")
+PILLAR_ONLY = ("enabled", "fingerprints", "hosts", "owners")
 
 
 def __virtual__():

@@ -25,7 +25,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "iptlive"
 
 # What pillar iptlive holds beside options: the execution module's PILLAR_ONLY.
-PILLAR_ONLY = ("enabled", "hosts", "owners")
+PILLAR_ONLY = ("enabled", "fingerprints", "hosts", "owners")
 BACKUP_OPTIONS = ("families", "files", "backend")
 
 
