@@ -4,21 +4,21 @@
 #
 # The report fails when a host refuses, has an error or does not answer; hosts that only have changes to make are what
 # the rollout is for. Each host takes its update back unless it can reach the master again within 60 seconds.
-{% set rollout = salt['pillar.get']('rollout', {}) %}
-{% set target = rollout.get('target', '*') %}
 
 iptlive is fit to be applied everywhere:
   salt.runner:
     - name: iptlive.report
-    - tgt: {{ target | tojson }}
+    - tgt: "{{ salt['pillar.get']('rollout:target', '*') }}"
     - changes_ok: true
 
 iptlive is applied, batch by batch:
   salt.state:
-    - tgt: {{ target | tojson }}
+    - tgt: "{{ salt['pillar.get']('rollout:target', '*') }}"
     - sls: [iptlive]
-    - pillar: {iptlive: {confirm: 60}}
-    - batch: {{ rollout.get('batch', '25%') | tojson }}
+    - pillar:
+        iptlive:
+          confirm: 60
+    - batch: "{{ salt['pillar.get']('rollout:batch', '25%') }}"
     - failhard: true
     - require:
-      - salt: iptlive is fit to be applied everywhere
+        - salt: iptlive is fit to be applied everywhere
