@@ -91,9 +91,8 @@ def find_tools(family: str, backend: str) -> Tools:
     path = shutil.which(plain, path=SEARCH_PATH)
     if path is None:
         raise HostError(
-            f"{FAMILIES[family]}: '{plain}' is not installed (searched {SEARCH_PATH}). Install the package "
-            f"'iptables', or take '{family}' out of "
-            "'families'"
+            f"{FAMILIES[family]}: '{plain}' is not installed (searched {SEARCH_PATH}). Install the package 'iptables', "
+            f"or take '{family}' out of 'families'"
         )
     kind, version = _flavour(path)
     if backend in ("auto", kind):
@@ -106,9 +105,8 @@ def _programs(family: str, name: str) -> List[str]:
     paths = [shutil.which(name + suffix, path=SEARCH_PATH) for suffix in ("", "-restore", "-save")]
     if None in paths:
         raise HostError(
-            f"{FAMILIES[family]}: '{name}', '{name}-restore' and '{name}-save' are not all installed. Install them, "
-            "or set "
-            "'backend: auto'"
+            f"{FAMILIES[family]}: '{name}', '{name}-restore' and '{name}-save' are not all installed. Install them, or "
+            "set 'backend: auto'"
         )
     return paths
 

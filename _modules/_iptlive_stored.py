@@ -79,8 +79,7 @@ def _lines(reader: "_Reader", text: str) -> List[str]:
     if not text.strip():
         raise HostError(
             f"{reader.path}: the file is empty: it must hold at least one table ('*filter' ... 'COMMIT'). Write one, "
-            "or take the "
-            "family out of 'families'"
+            "or take the family out of 'families'"
         )
     if text.startswith("\ufeff"):
         reader.warn("a byte order mark at its start")
