@@ -86,7 +86,7 @@ def watch(identifier: str) -> None:
             _look_after(entry, unreachable)
         except BusyError:
             continue  # somebody else is at work
-        except HostError as err:
+        except (HostError, OSError) as err:  # whatever the host refuses now, it may grant later
             sys.stderr.write(f"{err}\n")  # for systemd's journal
             pause = RETRY_INTERVAL
 
