@@ -177,7 +177,9 @@ def _carried_out(found: Survey, steps: Iterable[Step]) -> Iterable[Changed]:
     states = {view.tools.family: view.states for view in found.families}
     for step in steps:
         for chain, plan in step.plans.items():
-            yield Changed(step.family, step.table, chain, states[step.family][step.table][chain], plan)
+            # The steps of an interrupted update may be about what the stored files no longer name.
+            state = states[step.family].get(step.table, {}).get(chain, StoredState(()))
+            yield Changed(step.family, step.table, chain, state, plan)
 
 
 def around(changed: Iterable[Changed], owners: Owners) -> Dict[str, List[List[Dict[str, Any]]]]:

@@ -57,7 +57,7 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None) -> Applied:
     """
     with journal.lock(options.wait):
         _refuse_while_pending()
-        notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry)]
+        notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry, options)]
         found = survey(options)
         # Also what could not be taken back just now: from here on it belongs to this update.
         interrupted = journal.unfinished()
@@ -159,9 +159,13 @@ def _refuse_while_pending() -> None:
             raise HostError(f"{_waits(entry)}. Confirm it (iptlive.confirm) or take it back (iptlive.rollback) first")
 
 
-def _must_go(entry: Entry) -> bool:
-    """What an earlier run was taking back, or its watchdog should have; any other may be completed."""
-    return entry.state != "open" or entry.deadline is not None
+def _must_go(entry: Entry, options: Options) -> bool:
+    """What an earlier run was taking back, or its watchdog should have; any other may be completed.
+
+    Not by an update that leaves one of its families alone, though: that one does not know what was to become of it.
+    """
+    beside = any(step.family not in options.families for step in entry.steps)
+    return entry.state != "open" or entry.deadline is not None or beside
 
 
 def _undone_note(entry: Entry) -> str:
@@ -204,14 +208,14 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
     """
     try:
         standing = _standing(run.entry)
-    except HostError as err:
+    except (HostError, OSError) as err:
         raise HostError(f"{why}. And what stands of the update cannot be told: {err}") from err
     _write_down(run, state="taking_back", reason=why, steps=standing)
     undone, failures = [], []
     for index, step in reversed(list(enumerate(standing))):
         try:
             undone.append(take_back(_tools(step), step, placement, time.monotonic() + TAKE_BACK_SECONDS, ignore))
-        except (HostError, RefusedError) as err:
+        except (HostError, RefusedError, OSError) as err:
             failures.append(f"{_names([step])}: {err}")
         else:
             gone = step._replace(state="taken_back")

@@ -112,3 +112,36 @@ def test_watchdog_killed(world):
             answer = apply(world.host)
             assert "not confirmed within 2 seconds" in answer["warnings"][0]
             assert tables(world.host) == world.new
+
+
+def interrupt(world):
+    """An update that was killed when it had committed everything but the last table."""
+    names = victim(world.host, check=True).stdout.split("\n")[:-1]
+    saved = [number for number, name in enumerate(names, 1) if name == "journal.save return"]
+    prepare(world.host)
+    assert victim(world.host, at=saved[-3]).returncode == -9
+    (entry,) = unfinished(world.host)
+    return entry["id"]
+
+
+def test_next_update_leaves_a_family_of_the_killed_one_alone(world):
+    """It cannot complete what was begun there, so that is taken back, and nothing claims to be complete."""
+    prepare(world.host)
+    killed = interrupt(world)
+    assert tables(world.host) != world.old
+    answer = world.host.call("iptlive.apply", policy="enforce", families=["ipv6"]).value
+    assert set(answer["changes"]) == {"IPv6/filter/INPUT"}
+    (note,) = [warning for warning in answer["warnings"] if killed in warning]
+    assert "was taken back (IPv4/nat, IPv4/filter)" in note
+    now = tables(world.host)
+    assert {key for key in now if now[key] != world.old[key]} == {("ipv6", "filter")}
+
+
+def test_next_update_no_longer_stores_a_table_of_the_killed_one(world):
+    prepare(world.host)
+    killed = interrupt(world)
+    world.host.write(V4, STORED[V4].partition("*nat")[0])
+    answer = apply(world.host)
+    assert any(f"{killed} was interrupted" in warning for warning in answer["warnings"])
+    assert tables(world.host) == world.new
+    assert unfinished(world.host) == []
