@@ -1,14 +1,16 @@
 """A carried-out plan to the plan that takes it back, anchored in the chain as it is now.
 
 Not a return to an old dump: what others have written since then stays. Rules that the plan inserted are deleted, rules
-that it deleted come back between the neighbours they had, as far as those still stand there.
+that it deleted come back between the neighbours they had, as far as those still stand there. Where none does, and
+``placement`` asks for the nearest place that can be proved, there is none: the rule is left out and the plan warns of
+it, for the rest must not stay because of it.
 """
 
 from typing import Container, Dict, List, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
 from _iptlive_model import Chain
-from _iptlive_plan import ChainPlan, Edit, Line, Placer, numbered
+from _iptlive_plan import ChainPlan, Edit, Line, Placer, Refusal, numbered
 
 
 class _Trace(NamedTuple):
@@ -35,13 +37,32 @@ def plan_inverse(
     left = [now.rules[at] for at in left]
     lines, matched = _former(old, {rule.before for rule in after}, still, left)
     placer = Placer(name, lines, matched, left, placement)
-    if placer.refusals:
-        return ChainPlan(refusals=tuple(placer.refusals))
+    refusals = [_refuse(name, refusal) for refusal in placer.refusals]
+    if refusals and placement == "refuse":
+        return ChainPlan(refusals=tuple(refusals))
+    if refusals:
+        # Only a chain in which no former rule stands can be refused then: there is nothing else to put back.
+        placer = Placer(name, (), (), left, placement)
     edits = numbered(gone) + placer.edits + _policy_back(plan, now)
     result = Chain(edits[-1].rule if edits and edits[-1].action == "policy" else now.policy, placer.result)
     if before is None and not result.rules:
         edits.append(Edit("delete_chain"))
-    return ChainPlan(tuple(edits), (), (), result)
+    return ChainPlan(tuple(edits), (), tuple(refusal.message for refusal in refusals), result)
+
+
+def _refuse(name: str, refusal: Refusal) -> Refusal:
+    """In the words of who takes back: nobody has a stored file before him."""
+    rules = "; ".join(f"'{rule}'" for rule in refusal.rules)
+    message = f"{name}: the update deleted {rules}, and cannot put it back: "
+    if refusal.reason == "no_anchor":
+        message += "no rule that stood there before is left to tell its place"
+        hint = "with 'placement=after' it is left out, and all else is taken back"
+    else:
+        message += f"other rules ({len(refusal.foreign)}) stand between its former neighbours now"
+        hint = (
+            "'placement=after' puts it right behind the neighbour above, 'placement=before' in front of the one below"
+        )
+    return refusal._replace(message=message, hint=hint, lines=())
 
 
 def _trace(old: Tuple[str, ...], edits: Tuple[Edit, ...]) -> List[_Trace]:

@@ -64,6 +64,7 @@ def rolled_back(result: TakenBack) -> Dict[str, Any]:
         "applied": result.done and bool(changes),
         "changes": changes,
         "refusals": refusals,
+        "warnings": [plain(warning) for warning in result.left_out],
     }
 
 

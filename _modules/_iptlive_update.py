@@ -6,7 +6,7 @@ after a kill at any point the next run can tell from the kernel what stands, and
 
 import logging
 import time
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import _iptlive_journal as journal
 import _iptlive_kernel as kernel
@@ -40,10 +40,11 @@ class Applied(NamedTuple):
 
 
 class TakenBack(NamedTuple):
-    """What came of a rollback: the update, the plans that undo it, and whether they were carried out."""
+    """What came of a rollback: the update, the plans that undo it, what they leave out, and whether it was done."""
 
     entry: Entry
     plans: Tuple[Tuple[str, ChainPlan], ...]
+    left_out: Tuple[str, ...]
     done: bool
 
 
@@ -169,12 +170,12 @@ def _must_go(entry: Entry, options: Options) -> bool:
 
 
 def _undone_note(entry: Entry) -> str:
-    why = _why(entry)
+    run = _Run(entry)
     try:
-        undone = _take_back(_Run(entry), why)
+        undone = _take_back(run, _why(entry))
     except HostError as err:
         return f"the update {entry.id} could not be taken back: {err}"
-    return f"the update {entry.id} was taken back ({_names(undone) or 'nothing of it stood'}): {why}"
+    return f"the update {entry.id} was taken back ({_names(undone) or 'nothing of it stood'}): {run.entry.reason}"
 
 
 def _why(entry: Entry) -> str:
@@ -211,7 +212,7 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
     except (HostError, OSError) as err:
         raise HostError(f"{why}. And what stands of the update cannot be told: {err}") from err
     _write_down(run, state="taking_back", reason=why, steps=standing)
-    undone, failures = [], []
+    undone, failures, left_out = [], [], []
     for index, step in reversed(list(enumerate(standing))):
         try:
             undone.append(take_back(_tools(step), step, placement, time.monotonic() + TAKE_BACK_SECONDS, ignore))
@@ -220,10 +221,23 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
         else:
             gone = step._replace(state="taken_back")
             _write_down(run, steps=run.entry.steps[:index] + (gone,) + run.entry.steps[index + 1 :])
+            left_out += _not_put_back(step, placement)
     if failures:
         raise HostError(f"{why}. And what was done could not be taken back: {'; '.join(failures)}")
-    _write_down(run, state="taken_back", deadline=None)
+    _write_down(run, state="taken_back", deadline=None, reason=". ".join([why] + left_out))
     return tuple(step for step in undone if step)
+
+
+def _not_put_back(step: Step, placement: str) -> List[str]:
+    """What would still be to do after a step was taken back."""
+    try:
+        return _left_out(inverse_plans(_tools(step), step, _live(step), placement).values())
+    except (HostError, OSError) as err:
+        return [f"whether all of {_names([step])} is back cannot be told: {err}"]
+
+
+def _left_out(plans: Iterable[ChainPlan]) -> List[str]:
+    return [warning for plan in plans for warning in plan.warnings]
 
 
 def _write_down(run: _Run, **changes) -> None:
@@ -257,11 +271,12 @@ def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", te
     with journal.lock(wait):
         run = _Run(_chosen(identifier))
         plans = _undoing(run.entry, placement)
+        left_out = tuple(_left_out(plan for _, plan in plans))
         if test or any(plan.refusals for _, plan in plans):
-            return TakenBack(run.entry, plans, done=False)
+            return TakenBack(run.entry, plans, left_out, done=False)
         undone = _take_back(run, "rollback was asked for", placement)
         carried_out = tuple((_key(step, chain), plan) for step in undone for chain, plan in step.plans.items())
-        return TakenBack(run.entry, carried_out, done=True)
+        return TakenBack(run.entry, carried_out, left_out, done=True)
 
 
 def _undoing(entry: Entry, placement: str) -> Tuple[Tuple[str, ChainPlan], ...]:

@@ -332,11 +332,12 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
         ``True``: change nothing, and tell what would be done.
     placement
         Where a deleted rule goes whose former neighbours are no longer adjacent: ``refuse``, ``after``, ``before``.
+        With the latter two a rule of which no former neighbour is left is not put back, and told of in ``warnings``.
     wait
         Seconds to wait for another run of iptlive to end.
 
     Returns ``id``, ``status`` (``changes``, ``refused``, or ``in_sync`` where nothing of it stands any more),
-    ``applied``, ``changes`` and ``refusals`` as :py:func:`apply` does.
+    ``applied``, ``changes``, ``refusals`` and ``warnings`` as :py:func:`apply` does.
 
     Raises ``SaltInvocationError`` where there is no such update, ``CommandExecutionError`` where the kernel refused.
 

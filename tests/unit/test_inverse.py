@@ -59,8 +59,13 @@ def test_what_others_did_since_stays(update, data):
     now = [rule for rule in after.rules if rule not in gone]
     for number in range(data.draw(st.integers(0, 3))):
         now.insert(data.draw(st.integers(0, len(now))), f"other{number}")
-    inverse = plan_inverse(NAME, before, made, after._replace(rules=tuple(now)))
+    placement = data.draw(st.sampled_from(["refuse", "after", "before"]))
+    inverse = plan_inverse(NAME, before, made, after._replace(rules=tuple(now)), placement)
+    if inverse.warnings:
+        assert placement != "refuse" and not set(was) & set(now), "only where no former rule is left"
+        was = ()
     if inverse.refusals:
+        assert placement == "refuse"
         assert {refusal.reason for refusal in inverse.refusals} <= {"foreign_between", "no_anchor"}
         assert not inverse.edits
         assert any(rule.startswith("other") for rule in now) or set(after.rules) & gone

@@ -1,0 +1,68 @@
+"""Taking an update back where others have written since."""
+
+import pytest
+
+PATH = "/etc/iptables/rules.v4"
+OLD = "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -s 192.0.2.9/32 -j DROP\n-A INPUT -p icmp -j ACCEPT\nCOMMIT\n"
+NEW = OLD.replace("-A INPUT -s", "#DELETE# -A INPUT -s").replace("COMMIT", "-A OUTPUT -o lo -j ACCEPT\nCOMMIT")
+GONE = "-s 192.0.2.9/32 -j DROP"
+IPV4 = {"families": ["ipv4"]}
+
+
+def rules(host):
+    return [line for line in host.save().splitlines() if line.startswith("-A")]
+
+
+@pytest.fixture
+def updated(host):
+    host.restore(OLD)
+    host.write(PATH, NEW)
+    assert host.call("iptlive.apply", **IPV4).value["applied"]
+    return host
+
+
+def rival(host, *commands):
+    host.run(["iptables-restore", "--noflush"], input="\n".join(["*filter", *commands, "COMMIT", ""]))
+
+
+def test_foreign_rule_between_the_former_neighbours(updated):
+    rival(updated, "-I INPUT 2 -s 192.0.2.1/32 -j DROP")
+    before = updated.save()
+    answer = updated.call("iptlive.rollback")
+    assert (answer.retcode, answer.value["status"], answer.value["applied"]) == (1, "refused", False)
+    (refusal,) = answer.value["refusals"]["IPv4/filter/INPUT"]
+    assert (refusal["reason"], refusal["rules"], refusal["lines"]) == ("foreign_between", [GONE], [])
+    assert f"the update deleted '{GONE}', and cannot put it back" in refusal["message"]
+    assert "'placement=after'" in refusal["hint"]
+    assert updated.save() == before
+    updated.call("iptlive.rollback", placement="after")
+    assert rules(updated)[1:3] == [f"-A INPUT {GONE}", "-A INPUT -s 192.0.2.1/32 -j DROP"]
+
+
+def test_no_former_rule_left(updated):
+    """Nobody can tell where the deleted rule belongs; that must not keep the other chain as it is."""
+    rival(updated, "-F INPUT", "-A INPUT -s 192.0.2.1/32 -j DROP")
+    before = updated.save()
+    answer = updated.call("iptlive.rollback").value
+    assert answer["status"] == "refused"
+    (refusal,) = answer["refusals"]["IPv4/filter/INPUT"]
+    assert refusal["reason"] == "no_anchor"
+    assert updated.save() == before
+    looked = updated.call("iptlive.rollback", placement="after", test=True).value
+    assert updated.save() == before
+    done = updated.call("iptlive.rollback", placement="after").value
+    assert (done["changes"], done["warnings"]) == (looked["changes"], looked["warnings"])
+    assert set(done["changes"]) == {"IPv4/filter/OUTPUT"}
+    assert len(done["warnings"]) == 1 and GONE in done["warnings"][0]
+    assert rules(updated) == ["-A INPUT -s 192.0.2.1/32 -j DROP"]
+
+
+def test_watchdog_takes_the_rest_back(host):
+    host.restore(OLD)
+    host.write(PATH, NEW)
+    update = host.call("iptlive.apply", confirm=2, confirm_check="manual", **IPV4).value
+    rival(host, "-F INPUT", "-A INPUT -s 192.0.2.1/32 -j DROP")
+    settled = host.call("iptlive.outcome", update["id"]).value
+    assert settled["state"] == "taken_back"
+    assert settled["reason"].startswith("not confirmed within 2 seconds. IPv4/filter/INPUT: the update deleted")
+    assert rules(host) == ["-A INPUT -s 192.0.2.1/32 -j DROP"]
