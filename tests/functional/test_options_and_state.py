@@ -115,6 +115,42 @@ def test_partial(refusing):
     assert (answer.retcode, answer.value["status"], answer.value["applied"]) == (1, "refused", False)
 
 
+TO_REFUSED = """\
+*filter
+:MINE - [0:0]
+:NEXT - [0:0]
+-A INPUT -i lo -j ACCEPT
+-A INPUT -j NEXT
+-A OUTPUT -o lo -j ACCEPT
+-A NEXT -j MINE
+-A MINE -p tcp -j DROP
+-A MINE -p tcp -j DROP
+COMMIT
+"""
+
+
+def test_partial_jump_to_a_refused_chain(host):
+    """It is not made, so nothing can jump to it: what plan shows for the others is what apply can do."""
+    host.restore("*filter\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
+    host.write(PATH, TO_REFUSED)
+    looked = host.call("iptlive.plan", partial=True, **IPV4).value
+    assert set(looked["changes"]) == {"IPv4/filter/OUTPUT"}
+    reasons = {chain: [refusal["reason"] for refusal in found] for chain, found in looked["refusals"].items()}
+    assert reasons == {
+        "IPv4/filter/MINE": ["duplicate"],
+        "IPv4/filter/NEXT": ["missing_reference"],
+        "IPv4/filter/INPUT": ["missing_reference"],
+    }
+    done = host.call("iptlive.apply", partial=True, **IPV4).value
+    assert (done["applied"], done["changes"], done["refusals"]) == (True, looked["changes"], looked["refusals"])
+    # Where it exists, others may jump to it.
+    host.run(["iptables", "-N", "MINE"])
+    assert set(host.call("iptlive.apply", partial=True, **IPV4).value["changes"]) == {
+        "IPv4/filter/INPUT",
+        "IPv4/filter/NEXT",
+    }
+
+
 def test_words_of_the_state_system_are_no_options(refusing):
     done = refusing.state(
         placement="after",
