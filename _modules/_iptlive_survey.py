@@ -3,16 +3,17 @@
 import contextlib
 import functools
 import logging
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 import _iptlive_canon as canon
 import _iptlive_files as files
 import _iptlive_kernel as kernel
 import _iptlive_rivals as rivals
-from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin
+from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key, is_builtin
 from _iptlive_options import Options
-from _iptlive_plan import ChainPlan, StoredState, plan_chain
+from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
 from _iptlive_rules import targets
 from _iptlive_stored import StoredFile, parse
 
@@ -86,6 +87,7 @@ def _path(options: Options, stored: StoredFile) -> str:
 
 def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile) -> FamilyView:
     tools = kernel.find_tools(stored.family, options.backend)
+    _check_programs(tools)
     log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
     live = _live(tools, stored)
     scratch = opened.result()
@@ -93,13 +95,22 @@ def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile)
     states, misprints = rivals.misprinted(scratch, tools, live, states)
     warnings = stored.warnings + warnings + tuple(misprints + rivals.elsewhere(tools))
     plans = {
-        table: {
-            chain: _plan(options, tools.family, table, chain, state, live.get(table, {}))
-            for chain, state in chains.items()
-        }
-        for table, chains in states.items()
+        table: _plans(options, tools.family, table, chains, live.get(table, {})) for table, chains in states.items()
     }
     return FamilyView(tools, _path(options, stored), live, states, plans, warnings, scratch.kind)
+
+
+def _check_programs(tools: kernel.Tools) -> None:
+    """They are links, and somebody may have turned some of them only: we would read one backend and write the other."""
+    programs = (tools.command, tools.restore, tools.save)
+    if len(set(map(os.path.realpath, programs))) == 1:
+        return
+    for program in programs[1:]:
+        if ("nf_tables" in kernel.run([program, "-V"]).out) != (tools.backend == "nft"):
+            raise HostError(
+                f"{FAMILIES[tools.family]}: '{tools.command}' is of the {tools.backend} backend, '{program}' is not. "
+                "Have both lead to the same one, see update-alternatives"
+            )
 
 
 def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:
@@ -110,6 +121,43 @@ def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:
         for name, table in stored.tables.items()
     }
     return kernel.read_chains(tools, wanted, jumps)
+
+
+def _plans(options: Options, family: str, table: str, states: Dict[str, StoredState], live: Table):
+    plans = {chain: _plan(options, family, table, chain, state, live) for chain, state in states.items()}
+    return _without_targets(family, table, plans, live) if options.partial else plans
+
+
+def _without_targets(family: str, table: str, plans: Dict[str, ChainPlan], live: Table) -> Dict[str, ChainPlan]:
+    """The plans, where a refused chain that is not made keeps out the rules that jump to it, and their chains."""
+    while True:
+        missing = {chain for chain, plan in plans.items() if plan.refusals and _live_chain(table, chain, live) is None}
+        jumps = {chain: _jumps(plan, missing) for chain, plan in plans.items()}
+        stuck = {
+            chain: _refuse_jump(chain_key(family, table, chain), edits[0], missing)
+            for chain, edits in jumps.items()
+            if edits
+        }
+        if not stuck:
+            return plans
+        plans = {**plans, **stuck}
+
+
+def _jumps(plan: ChainPlan, missing: Set[str]) -> List[Edit]:
+    return [edit for edit in plan.edits if edit.action == "insert" and missing.intersection(targets(edit.rule))]
+
+
+def _refuse_jump(key: str, edit: Edit, missing: Set[str]) -> ChainPlan:
+    target = next(name for name in targets(edit.rule) if name in missing)
+    refusal = Refusal(
+        "missing_reference",
+        f"{key}: line {edit.line} jumps to '{target}', which is refused itself and does not exist yet",
+        f"cure the refusal of '{target}' first",
+        (edit.rule,),
+        (edit.line,),
+    )
+    log.error("%s (%s)", refusal.message, refusal.hint)
+    return ChainPlan(refusals=(refusal,))
 
 
 def _plan(options: Options, family: str, table: str, chain: str, state: StoredState, live: Table) -> ChainPlan:
@@ -150,8 +198,9 @@ def decider(options: Options, view: FamilyView, table: str):
                 plan = _plan(options, view.tools.family, table, chain, state, live)
             if plan.refusals and not options.partial:
                 raise RefusedError(chain_key(view.tools.family, table, chain), plan)
-            if plan.edits:
-                plans[chain] = plan
-        return plans
+            plans[chain] = plan
+        if options.partial:
+            plans = _without_targets(view.tools.family, table, plans, live)
+        return {chain: plan for chain, plan in plans.items() if plan.edits}
 
     return decide

@@ -152,6 +152,16 @@ def test_iptables_not_installed(live, missing):
     assert live.call("iptlive.plan").value["status"] == "changes"
 
 
+@pytest.mark.parametrize("program", ["ip6tables-restore", "ip6tables-save"])
+def test_programs_of_two_backends(live, program):
+    """Somebody turned one of the links: what is read must not be another backend than what is written."""
+    live.write(V6, GOOD)
+    other = {"nft": "legacy", "legacy": "nft"}[live.backend]
+    with replaced(live, program, f"/usr/sbin/{program.replace('-', f'-{other}-')}"):
+        message = assert_refused(live, "IPv6: '/usr/sbin/ip6tables' is of the", "see update-alternatives")
+        assert f"'/usr/sbin/{program}' is not" in message
+
+
 def test_no_ipv6_in_the_kernel(live):
     """A kernel without IPv6 has no /proc/net/if_inet6; the agent sees none when its /proc/net is covered."""
     live.write(V6, GOOD)
