@@ -50,9 +50,17 @@ def arm(entry: Entry) -> None:
 
 def _detached(identifier: str) -> List[str]:
     """The program that starts it out of reach of whoever ends the minion's, or the session's, processes."""
-    if os.path.isdir("/run/systemd/system") and shutil.which("systemd-run"):
+    if os.path.isdir("/run/systemd/system") and shutil.which("systemd-run") and _in_systemds_network():
         return ["systemd-run", "--quiet", "--collect", "--unit", f"iptlive-{identifier}"]
     return ["setsid", "--fork"]
+
+
+def _in_systemds_network() -> bool:
+    """A unit runs in the network namespace of systemd: with other rules than ours, where ours is another one."""
+    try:
+        return os.path.samefile("/proc/1/ns/net", "/proc/self/ns/net")
+    except OSError:
+        return True  # it cannot be told, and hardly a host has two
 
 
 def _wait_until_armed(identifier: str) -> None:

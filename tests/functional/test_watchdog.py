@@ -1,10 +1,12 @@
 """The watchdog over an unconfirmed update does not give up, whatever the host does to it."""
 
 import contextlib
+import sys
 import time
 
 import pytest
 
+from lab.host import REPO
 from tests.functional.whole_update import wait_until
 
 PATH = "/etc/iptables/rules.v4"
@@ -43,3 +45,51 @@ def test_programs_that_cannot_be_started_for_a_while(ready):
     wait_until(lambda: ready.save() == before)
     assert ready.call("iptlive.outcome", update["id"]).value["reason"] == "not confirmed within 1 seconds"
     wait_until(lambda: not ready.run(["ls", "/var/lib/iptlive/watchdog"], check=False).stdout)
+
+
+SYSTEMD_RUN = """\
+#!/bin/sh
+# As the real one: what it starts runs in the namespaces of process 1.
+while [ "$1" != "--unit" ]; do shift; done
+shift 2
+exec nsenter --net=/proc/1/ns/net setsid --fork "$@"
+"""
+GUARDED_UPDATE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import _iptlive_options as options, _iptlive_update as update, _iptlive_watchdog as watchdog
+update.apply(options.parse({"families": ["ipv4"]}), update.Guard(1), watchdog.arm)
+"""
+
+
+def test_minion_in_a_network_namespace_of_its_own(new_host):
+    """On a host with systemd, whose units would look at the rules of another network."""
+    host = new_host
+    host.run(["mount", "-t", "tmpfs", "none", "/usr/local/sbin"])
+    host.write("/usr/local/sbin/systemd-run", SYSTEMD_RUN, mode="0755")
+    host.run(["mkdir", "-p", "/run/systemd/system"])
+    host.write("/run/net", "")
+    host.run(["unshare", "--net=/run/net", "true"])
+    inside = ["nsenter", "--net=/run/net"]
+    host.run([*inside, "iptables-restore"], input=OLD)
+    host.write(PATH, NEW)
+    host.run([*inside, sys.executable, "-I", "-S", "-c", GUARDED_UPDATE, REPO / "_modules"])
+    assert "--dport 22" in host.run([*inside, "iptables-save"]).stdout
+    wait_until(lambda: "taken_back" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout)
+    assert "--dport 22" not in host.run([*inside, "iptables-save"]).stdout
+
+
+def test_systemd_looks_after_it(new_host):
+    """Where the minion runs in systemd's own network, the watchdog is a unit of its own."""
+    host = new_host
+    host.run(["mount", "-t", "tmpfs", "none", "/usr/local/sbin"])
+    host.write(
+        "/usr/local/sbin/systemd-run", SYSTEMD_RUN.replace("shift 2", "shift\necho $1 >/run/unit\nshift"), "0755"
+    )
+    host.run(["mkdir", "-p", "/run/systemd/system"])
+    host.restore(OLD)
+    before = host.save()
+    host.write(PATH, NEW)
+    update = host.call("iptlive.apply", **GUARDED).value
+    assert host.read("/run/unit").strip() == f"iptlive-{update['id']}"
+    wait_until(lambda: host.save() == before)
