@@ -21,7 +21,7 @@ __virtualname__ = "iptlive"
 DISABLED = "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was read or changed."
 
 # What Salt's state compiler hands to a state function beside its own arguments.
-_COMPILER_WORDS = ("fun", "state", "order", "saltenv")
+_COMPILER_WORDS = ("fun", "state", "order", "saltenv", "sfun")
 
 
 def __virtual__():
@@ -68,6 +68,9 @@ def managed(name, **options):
     given = {
         word: value for word, value in options.items() if not word.startswith("__") and word not in _COMPILER_WORDS
     }
+    if "test" in given:
+        ret.update(result=False, comment="'test' is no option of this state: it follows the run it is part of.")
+        return ret
     try:
         if not __salt__["iptlive.enabled"]():
             ret["comment"] = DISABLED
@@ -93,6 +96,13 @@ def managed(name, **options):
     elif ret["changes"] and __opts__["test"]:
         ret["result"] = None
     return ret
+
+
+def mod_watch(name, **options):
+    """
+    What ``watch`` and ``listen`` run when something changed, such as a stored file: the same once more.
+    """
+    return managed(name, **options)
 
 
 def _step(step):
