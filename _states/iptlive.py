@@ -101,6 +101,12 @@ def managed(name, **options):
 def mod_watch(name, **options):
     """
     What ``watch`` and ``listen`` run when something changed, such as a stored file: the same once more.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' state.single iptlive.mod_watch firewall test=True
     """
     return managed(name, **options)
 
