@@ -98,17 +98,7 @@ def managed(name, **options):
     return ret
 
 
-def mod_watch(name, **options):
-    """
-    What ``watch`` and ``listen`` run when something changed, such as a stored file: the same once more.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' state.single iptlive.mod_watch firewall test=True
-    """
-    return managed(name, **options)
+mod_watch = managed  # watch and listen run it when something changed, such as a stored file
 
 
 def _step(step):
