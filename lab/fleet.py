@@ -11,6 +11,7 @@ Minion ``m1`` has the nft backend, ``m2`` the legacy one, and so on; ``s1`` is r
 sudo. All are ports of one bridge in the master's namespace. Salt is the one that runs this program.
 """
 
+import fnmatch
 import json
 import sys
 import time
@@ -24,6 +25,8 @@ BASE = "/run/lab/fleet"  # beside what Host.salt_call uses
 KEY = "/run/lab/id_ed25519"
 KNOWN_HOSTS = "/run/lab/known_hosts"
 HOME = "/run/home"  # the machine's own home directories are not ours
+LISTENING = ["ss", "--no-header", "--tcp", "dport = :4505"]
+PATIENCE = 120  # seconds until a minion is given up: they cost nothing where all answer
 SSHD = f"""\
 HostKey {HOME}/ssh_host_ed25519_key
 AuthorizedKeysFile {HOME}/authorized_keys
@@ -57,7 +60,8 @@ class Fleet:
                 self._start_minion(f"m{number}", f"198.51.100.{10 + number}", BACKENDS[(number - 1) % 2])
             for number in range(1, ssh_hosts + 1):
                 self._start_ssh_host(f"s{number}", f"198.51.100.{20 + number}", BACKENDS[(number - 1) % 2])
-            self._wait()
+            self.trust_hosts()
+            self.wait_for_minions()
         except BaseException:
             self.close()
             raise
@@ -77,8 +81,23 @@ class Fleet:
 
     # --- Salt's programs, on the master --------------------------------------------------------------------------
 
-    def salt(self, target, *args, **options):
-        return self._program("salt", "--static", "--timeout=15", target, *args, **options)
+    def salt(self, target, *args, patience=PATIENCE, **options):
+        """Call a function on minions, by name or glob; raises RuntimeError unless all of them answer."""
+        names = fnmatch.filter(self.minions, target)
+        done = self._answers(target, *args, patience=patience, **options)
+        silent = [name for name in names if name not in (done.value or {})]
+        if silent:
+            raise RuntimeError(f"no answer from {', '.join(silent)} to {args}: {done}\n{self._logs(silent)}")
+        return done
+
+    def salt_to_some(self, target, *args, patience=5, **options):
+        """As ``salt``, for minions of which some cannot answer: ``value`` holds the answers there are."""
+        return self._answers(target, *args, patience=patience, **options)
+
+    def _answers(self, target, *args, patience, **options):
+        done = self._program("salt", f"--timeout={patience}", target, *args, **options)
+        answers = {name: said for name, said in (done.value or {}).items() if not _is_silence(said)}
+        return done._replace(value=answers)
 
     def salt_ssh(self, target, *args, **options):
         return self._program("salt-ssh", "--static", target, *args, **options)
@@ -120,6 +139,8 @@ class Fleet:
             pidfile=BASE + "/master.pid",
             auto_accept=True,
             worker_threads=2,
+            timeout=PATIENCE,  # what the runners wait for
+            gather_job_timeout=15,
             known_hosts_file=KNOWN_HOSTS,
             wrapper_dirs=[str(REPO / "wrapper")],
             ssh_minion_opts={"wrapper_dirs": [str(REPO / "wrapper")]},
@@ -149,6 +170,26 @@ class Fleet:
         """Start the minion, for the first time or again after it was killed."""
         self._daemon(host, "salt-minion")
 
+    def wait_for_minions(self, *names):
+        """Until these minions, or all, answer with our modules; raises RuntimeError that names those that don't."""
+        waiting = list(names or self.minions)
+        hosts = {name: self.minions[name] for name in waiting}
+
+        def listen():
+            # A job that is published before they listen is lost, and costs the whole patience.
+            return all(host.run(LISTENING).stdout.count("ESTAB") for host in hosts.values())
+
+        if not (_until(listen) and _until(lambda: not self._sync(waiting))):
+            raise RuntimeError(f"not up: {', '.join(waiting)}\n{self._logs(hosts)}")
+
+    def _sync(self, waiting):
+        """Take the minions that have the modules out of the list, and return it."""
+        if waiting:
+            self.salt_to_some(",".join(waiting), "--list", "saltutil.sync_all", patience=20)
+            there = self.salt_to_some(",".join(waiting), "--list", "iptlive.enabled", patience=20).value
+            waiting[:] = [name for name in waiting if not isinstance(there.get(name), bool)]
+        return waiting
+
     def _start_ssh_host(self, name, address, backend):
         host = self.ssh_hosts[name] = self._connected(name, address, backend)
         host.run(["sed", "-i", f"s,:/root:,:{HOME}:,", "/etc/passwd"])
@@ -171,7 +212,19 @@ class Fleet:
         host.run(["pkill", "-o", "-x", "sshd"], check=False)
         host.run(["rm", "-f", key, key + ".pub"])
         host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
-        host.popen(["/usr/sbin/sshd", "-D", "-f", HOME + "/sshd_config"])
+        new = host.read(key + ".pub").split()[1]
+
+        command = ["/usr/sbin/sshd", "-D", "-f", HOME + "/sshd_config"]
+        sshd = host.popen(command)
+
+        def answers():
+            nonlocal sshd
+            if sshd.poll() is not None:  # the old one had not let go of the port yet
+                sshd = host.popen(command)
+            return new in host.run(["ssh-keyscan", "-T", "2", "127.0.0.1"], check=False).stdout
+
+        if not _until(answers):
+            raise RuntimeError(f"sshd of {name} does not answer")
         return host.run(["ssh-keygen", "-l", "-f", key + ".pub"]).stdout.split()[1]
 
     def trust_hosts(self):
@@ -191,19 +244,37 @@ class Fleet:
         with open("/dev/null", "r+b") as null:
             host.popen([PROGRAMS / program, "--config-dir", BASE], stdin=null, stdout=null, stderr=null)
 
-    def _wait(self):
-        self.trust_hosts()
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            answered = self.salt("*", "test.ping", timeout=60).value or {}
-            if all(answered.get(name) is True for name in self.minions):
-                self.salt("*", "saltutil.sync_all")
-                return
-        raise RuntimeError("the minions did not come up; the master's log:\n" + self.master.read(BASE + "/log")[-4000:])
+    def _logs(self, minions):
+        hosts = {"the master": self.master, **{name: self.minions[name] for name in minions}}
+        logs = {name: host.run(["tail", "-n", "30", BASE + "/log"], check=False).stdout for name, host in hosts.items()}
+        return "".join(f"--- log of {name}\n{text}" for name, text in logs.items())
+
+
+def _until(true, seconds=240):
+    """Whether it became true in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _is_silence(said):
+    # What the program `salt` puts in the place of an answer; in JSON some releases say false.
+    return isinstance(said, str) and said.startswith("Minion did not return")
 
 
 def _json(text):
+    """The JSON a program printed, None where it printed none; `salt` prints a mapping for each minion."""
+    decoder, found, rest = json.JSONDecoder(), [], text.strip()
     try:
-        return json.loads(text)
+        while rest:
+            value, end = decoder.raw_decode(rest)
+            found.append(value)
+            rest = rest[end:].lstrip()
     except ValueError:
         return None
+    if len(found) > 1:
+        return {name: said for one in found for name, said in one.items()}
+    return found[0] if found else None

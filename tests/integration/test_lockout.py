@@ -1,12 +1,13 @@
 """
 Commit-confirmed over a real network: an update that cuts a host off is undone, and what others did meanwhile stays.
+
+Each case is a function of a host, and done on a host of each backend side by side: most of it is waiting.
 """
 
+import concurrent.futures
 import json
 import threading
 import time
-
-import pytest
 
 FILE = "/etc/iptables/rules.v4"
 KEPT = "-A INPUT -i lo -j ACCEPT"
@@ -31,20 +32,21 @@ def wait_until(true, what):
         time.sleep(0.1)
 
 
-@pytest.fixture(params=["m1", "m2"], ids=["nft", "legacy"])
-def minion(fleet, request):
-    host = fleet.minions[request.param]
-    host.name = request.param
-    host.restore(file_text(KEPT))
-    return host
+def at_once(hosts, *cases):
+    """Do the cases on so many hosts each, all at the same time."""
+    pairs = list(zip((case for case in cases for _ in range(len(hosts) // len(cases))), hosts.items()))
+    with concurrent.futures.ThreadPoolExecutor(len(pairs)) as pool:
+        runs = {(case.__name__, name): pool.submit(_case, case, name, host) for case, (name, host) in pairs}
+    failed = {run: done.exception() for run, done in runs.items() if done.exception()}
+    for run, error in failed.items():
+        raise AssertionError(f"{run}, of {list(failed)}: {error}") from error
 
 
-@pytest.fixture(params=["s1", "s2"], ids=["nft", "legacy"])
-def ssh_host(fleet, request):
-    host = fleet.ssh_hosts[request.param]
-    host.name = request.param
+def _case(case, name, host):
+    host.name = name
+    host.reset()
     host.restore(file_text(KEPT))
-    return host
+    case(host)
 
 
 class Call(threading.Thread):
@@ -65,10 +67,10 @@ class Call(threading.Thread):
         return self._done.value[self._host]
 
 
-def managed(fleet, minion, new, confirm):
+def managed(fleet, minion, new, confirm, program=None):
     """Set the state off, and return when its rule is in the kernel."""
     minion.write(FILE, file_text(KEPT, new))
-    call = Call(fleet.salt, minion, "state.single", "iptlive.managed", "firewall", f"confirm={confirm}")
+    call = Call(program or fleet.salt, minion, "state.single", "iptlive.managed", "firewall", f"confirm={confirm}")
     wait_until(lambda: new in rules(minion), "the update did not begin")
     return call
 
@@ -77,27 +79,29 @@ def rival_writes(host):
     host.run(["iptables", *RIVAL.replace("-A INPUT", "-I INPUT 1").split()])
 
 
-def test_minion_cut_off(fleet, minion):
-    call = managed(fleet, minion, NO_MASTER, confirm=6)
-    rival_writes(minion)
-    wait_until(lambda: NO_MASTER not in rules(minion), "the update was not undone")
-    assert rules(minion) == [RIVAL, KEPT]
-    wait_until(lambda: (fleet.salt(minion.name, "test.ping").value or {}).get(minion.name) is True, "still cut off")
-    (state,) = call.value.values()
-    assert (state["result"], state["changes"]) == (False, {})
-    assert state["comment"].startswith("rolled back: 198.51.100.1:4506 could not be reached within 6 seconds")
+def test_minions_cut_off(fleet):
+    def cut_off(minion):
+        call = managed(fleet, minion, NO_MASTER, confirm=6)
+        rival_writes(minion)
+        wait_until(lambda: NO_MASTER not in rules(minion), "the update was not undone")
+        assert rules(minion) == [RIVAL, KEPT]
+        (state,) = call.value.values()
+        assert (state["result"], state["changes"]) == (False, {})
+        assert state["comment"].startswith("rolled back: 198.51.100.1:4506 could not be reached within 6 seconds")
+        assert fleet.salt(minion.name, "test.ping").value == {minion.name: True}
 
+    def killed_while_cut_off(minion):
+        call = managed(fleet, minion, NO_MASTER, confirm=6, program=fleet.salt_to_some)
+        rival_writes(minion)
+        kill_tree(minion, "salt-minion")
+        wait_until(lambda: NO_MASTER not in rules(minion), "the update was not undone")
+        assert rules(minion) == [RIVAL, KEPT]
+        call.join()
+        fleet.start_minion(minion)
+        fleet.wait_for_minions(minion.name)
+        assert fleet.salt(minion.name, "iptlive.pending").value == {minion.name: {}}
 
-def test_minion_killed_while_cut_off(fleet, minion):
-    call = managed(fleet, minion, NO_MASTER, confirm=6)
-    rival_writes(minion)
-    kill_tree(minion, "salt-minion")
-    wait_until(lambda: NO_MASTER not in rules(minion), "the update was not undone")
-    assert rules(minion) == [RIVAL, KEPT]
-    call.join()
-    fleet.start_minion(minion)
-    wait_until(lambda: (fleet.salt(minion.name, "test.ping").value or {}).get(minion.name) is True, "no new minion")
-    assert fleet.salt(minion.name, "iptlive.pending").value == {minion.name: {}}
+    at_once(fleet.minions, cut_off, killed_while_cut_off)
 
 
 def kill_tree(host, name):
@@ -110,40 +114,50 @@ def kill_tree(host, name):
     host.run(["kill", "-9", *tree], check=False)
 
 
-def test_good_update_confirms_itself(fleet, minion):
-    minion.write(FILE, file_text(KEPT, GOOD))
-    done = fleet.salt(minion.name, "iptlive.apply", "families=[ipv4]", "confirm=60").value[minion.name]
-    assert (done["applied"], done["confirm"]["state"]) == (True, "confirmed")
-    assert done["confirm"]["checks"] == ["198.51.100.1:4506"]
-    assert rules(minion) == [KEPT, GOOD]
-    assert fleet.salt(minion.name, "iptlive.pending").value == {minion.name: {}}
+def test_a_good_update_confirms_itself(fleet):
+    def good(minion):
+        minion.write(FILE, file_text(KEPT, GOOD))
+        done = fleet.salt(minion.name, "iptlive.apply", "families=[ipv4]", "confirm=60").value[minion.name]
+        assert (done["applied"], done["confirm"]["state"]) == (True, "confirmed")
+        assert done["confirm"]["checks"] == ["198.51.100.1:4506"]
+        assert rules(minion) == [KEPT, GOOD]
+        assert fleet.salt(minion.name, "iptlive.pending").value == {minion.name: {}}
+
+    at_once({name: fleet.minions[name] for name in ("m1", "m2")}, good)
 
 
-def test_ssh_cut_off(fleet, ssh_host):
-    ssh_host.write(FILE, file_text(KEPT, NO_SSH))
-    call = Call(fleet.salt_ssh, ssh_host, "iptlive.apply", "confirm=6")
-    wait_until(lambda: NO_SSH in rules(ssh_host), "the update did not begin")
-    rival_writes(ssh_host)
-    wait_until(lambda: NO_SSH not in rules(ssh_host), "the update was not undone")
-    call.join()
-    assert rules(ssh_host) == [RIVAL, KEPT]
-    assert fleet.salt_ssh(ssh_host.name, "test.ping").value == {ssh_host.name: True}
+def test_ssh_hosts_cut_off(fleet):
+    def cut_off(host):
+        host.write(FILE, file_text(KEPT, NO_SSH))
+        call = Call(fleet.salt_ssh, host, "iptlive.apply", "confirm=6")
+        wait_until(lambda: NO_SSH in rules(host), "the update did not begin")
+        rival_writes(host)
+        wait_until(lambda: NO_SSH not in rules(host), "the update was not undone")
+        call.join()
+        assert rules(host) == [RIVAL, KEPT]
+        assert fleet.salt_ssh(host.name, "test.ping").value == {host.name: True}
+
+    at_once(fleet.ssh_hosts, cut_off)
 
 
-def test_ssh_confirmed_by_a_new_connection(fleet, ssh_host):
-    ssh_host.write(FILE, file_text(KEPT, GOOD))
-    done = fleet.salt_ssh(ssh_host.name, "iptlive.apply", "families=[ipv4]", "confirm=60").value[ssh_host.name]
-    assert (done["applied"], done["confirm"]["state"]) == (True, "pending")
-    second = fleet.salt_ssh(ssh_host.name, "iptlive.apply", "families=[ipv4]")
-    assert "waits for its confirmation" in json.dumps(second.value) + second.stderr
-    confirmed = fleet.salt_ssh(ssh_host.name, "iptlive.confirm").value[ssh_host.name]
-    assert (confirmed["id"], confirmed["state"]) == (done["id"], "confirmed")
-    assert rules(ssh_host) == [KEPT, GOOD]
+def test_over_ssh_a_new_connection_confirms(fleet):
+    def confirmed(host):
+        host.write(FILE, file_text(KEPT, GOOD))
+        done = fleet.salt_ssh(host.name, "iptlive.apply", "families=[ipv4]", "confirm=120").value[host.name]
+        assert (done["applied"], done["confirm"]["state"]) == (True, "pending")
+        second = fleet.salt_ssh(host.name, "iptlive.apply", "families=[ipv4]")
+        assert "waits for its confirmation" in json.dumps(second.value) + second.stderr
+        confirmed = fleet.salt_ssh(host.name, "iptlive.confirm").value[host.name]
+        assert (confirmed["id"], confirmed["state"]) == (done["id"], "confirmed")
+        assert rules(host) == [KEPT, GOOD]
 
+    def not_confirmed(host):
+        host.write(FILE, file_text(KEPT, GOOD))
+        done = fleet.salt_ssh(host.name, "iptlive.apply", "families=[ipv4]", "confirm=2").value[host.name]
+        assert done["confirm"]["state"] == "pending"
+        wait_until(lambda: GOOD not in rules(host), "the update was not undone")
+        assert fleet.salt_ssh(host.name, "iptlive.pending").value == {host.name: {}}
 
-def test_ssh_not_confirmed(fleet, ssh_host):
-    ssh_host.write(FILE, file_text(KEPT, GOOD))
-    done = fleet.salt_ssh(ssh_host.name, "iptlive.apply", "families=[ipv4]", "confirm=2").value[ssh_host.name]
-    assert done["confirm"]["state"] == "pending"
-    wait_until(lambda: GOOD not in rules(ssh_host), "the update was not undone")
-    assert fleet.salt_ssh(ssh_host.name, "iptlive.pending").value == {ssh_host.name: {}}
+    s1, s2 = fleet.ssh_hosts["s1"], fleet.ssh_hosts["s2"]
+    at_once({"s1": s1, "s2": s2}, confirmed, not_confirmed)
+    at_once({"s2": s2, "s1": s1}, confirmed, not_confirmed)
