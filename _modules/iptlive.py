@@ -30,7 +30,7 @@ files
 sources
     Per family a ``salt://`` file, or a list of which the first that exists is taken, that is to become the stored
     file: it is planned against first, and written (mode 0600) only when the kernel has accepted it. A refused plan
-    leaves both alone. Not over salt-ssh, but for states. Default: none, the host's own files count.
+    leaves both alone. Default: none, the host's own files count.
 template, context, defaults
     How ``sources`` are rendered, as for ``file.managed``.
 backup

@@ -6,6 +6,9 @@ salt-ssh gives pillar to states only: a function that is called by itself, like 
 none on the host. These wrappers run where salt-ssh is started, and hand over what pillar ``iptlive`` says as
 arguments. Arguments, results and errors are those of the execution module of the same name.
 
+``sources`` are read and rendered here too, and brought to the host for the time of the call: nothing on the host could
+fetch them.
+
 An installed extension brings them along. Otherwise name their folder in the master's configuration, twice: where
 salt-ssh looks first, and in what it takes for the host's own options. (A synced wrapper is lost on the way there in
 Salt 3008, and Salt 3006 syncs none; so this folder is not called ``_wrapper``.)
@@ -17,9 +20,16 @@ Salt 3008, and Salt 3006 syncs none; so this folder is not called ``_wrapper``.)
       wrapper_dirs: [/srv/iptlive/wrapper]
 """
 
+import contextlib
+import shlex
+import tempfile
+import uuid
+
 import salt.client.ssh
 import salt.utils.args
 import salt.utils.json
+import salt.utils.stringutils
+import salt.utils.templates
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "iptlive"
@@ -43,7 +53,8 @@ def plan(**options):
 
         salt-ssh '*' iptlive.plan
     """
-    return _remote("plan", **_merged(options))
+    with _sources_brought(_merged(options)) as (settings, names):
+        return _remote("plan", names, **settings)
 
 
 def apply(test=False, **options):
@@ -60,7 +71,8 @@ def apply(test=False, **options):
         raise CommandExecutionError(
             "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed"
         )
-    return _remote("apply", test=test, **_merged(options))
+    with _sources_brought(_merged(options)) as (settings, names):
+        return _remote("apply", names, test=test, **settings)
 
 
 def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options):
@@ -146,11 +158,88 @@ def _pillar():
     return settings
 
 
-def _remote(function, **arguments):
-    """Call the execution module on the host; ``__salt__["iptlive.plan"]`` would be this module again."""
-    argv = ["iptlive." + function]
-    argv += [f"{name}={salt.utils.json.dumps(value)}" for name, value in arguments.items()]
-    single = salt.client.ssh.Single(
+@contextlib.contextmanager
+def _sources_brought(settings):
+    """
+    Bring what ``sources`` names on the master to the host; what was brought is removed there afterwards.
+
+    Yields the settings with the files' places on the host, and a mapping of these places to what the user calls them.
+    """
+    lists = _source_lists(settings)
+    if not any(source.startswith("salt://") for sources in lists.values() for source in sources):
+        yield settings, {}
+        return
+    saltenv = settings.get("saltenv") or __opts__.get("saltenv") or "base"
+    contents = {family: _rendered(sources, saltenv, settings) for family, sources in lists.items()}
+    places = {family: "{}/iptlive-{}".format(__opts__["thin_dir"], uuid.uuid4().hex) for family in contents}
+    shell = _single([]).shell
+    rest = {name: value for name, value in settings.items() if name not in ("template", "context", "defaults")}
+    try:
+        for family, (source, data) in contents.items():
+            _send(shell, source, data, places[family])
+        yield dict(rest, sources=places), {places[family]: source for family, (source, _) in contents.items()}
+    finally:
+        shell.exec_cmd("rm -f " + " ".join(map(shlex.quote, places.values())))
+
+
+def _source_lists(settings):
+    """The sources of the families that count; none where they are malformed, for the host says what is wrong."""
+    sources, families = settings.get("sources"), settings.get("families", ("ipv4", "ipv6"))
+    if not isinstance(sources, dict):
+        return {}
+    lists = {family: [names] if isinstance(names, str) else names for family, names in sources.items()}
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists.values()):
+        return {}
+    return {family: names for family, names in lists.items() if family in families}
+
+
+def _rendered(sources, saltenv, settings):
+    """The first of the sources that there is, and its content, rendered as states are: here, with the host's pillar."""
+    if not all(source.startswith("salt://") for source in sources):
+        raise SaltInvocationError(f"sources: over salt-ssh expected salt:// files, got {', '.join(sources)}")
+    client = __salt__.fsclient
+    found = ((source, client.cache_file(source, saltenv)) for source in sources)
+    source, path = next(((source, path) for source, path in found if path), (None, None))
+    if not path:
+        raise CommandExecutionError(f"{', '.join(sources)} (saltenv {saltenv}): there is none on the master")
+    template = settings.get("template")
+    if template is None:
+        with open(path, "rb") as file:
+            return source, file.read()
+    if template not in salt.utils.templates.TEMPLATE_REGISTRY:
+        raise SaltInvocationError(f"option 'template': Salt has no template engine {template!r}")
+    context = {**(settings.get("defaults") or {}), **(settings.get("context") or {})}
+    done = salt.utils.templates.TEMPLATE_REGISTRY[template](
+        path,
+        to_str=True,
+        name=source,
+        source=source,
+        saltenv=saltenv,
+        context=context,
+        salt=__salt__,
+        pillar=__pillar__,
+        grains=__opts__["grains"],
+        opts=__opts__,
+        fileclient=client,
+    )
+    if not done["result"]:
+        raise CommandExecutionError("{}: {}".format(source, done["data"]))
+    return source, salt.utils.stringutils.to_bytes(done["data"])
+
+
+def _send(shell, source, data, place):
+    # A file, because arguments travel in one word of a command line, which holds 128 KiB at most.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        stdout, stderr, retcode = shell.send(file.name, place)
+    if retcode:
+        raise CommandExecutionError(f"{source}: cannot be brought to the host: {stderr.strip() or stdout.strip()}")
+
+
+def _single(argv):
+    """The function that the words name, on the host; ``__salt__["iptlive.plan"]`` would be this module again."""
+    return salt.client.ssh.Single(
         __salt__.opts,
         argv,
         mods=__salt__.mods,
@@ -159,7 +248,15 @@ def _remote(function, **arguments):
         disable_wipe=True,
         **__salt__.kwargs,
     )
-    stdout, stderr, retcode = single.cmd_block()
+
+
+def _remote(function, names=None, **arguments):
+    """Call the execution module on the host; ``names`` are what to call places on the host in its answer."""
+    argv = ["iptlive." + function]
+    argv += [f"{name}={salt.utils.json.dumps(value)}" for name, value in arguments.items()]
+    stdout, stderr, retcode = _single(argv).cmd_block()
+    for place, name in (names or {}).items():
+        stdout, stderr = stdout.replace(place, salt.utils.json.dumps(name)[1:-1]), stderr.replace(place, name)
     try:
         answer = salt.utils.json.find_json(stdout)["local"]
         value = answer["return"]
