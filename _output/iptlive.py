@@ -19,7 +19,6 @@ its width. Thousands of changes are summarised; ``--out=json`` has them all.
 This file uses no other of the project: outputters also run where its modules are not (on the master).
 """
 
-import re
 import shutil
 import sys
 import textwrap
@@ -32,7 +31,6 @@ __virtualname__ = "iptlive"
 MOST_STEPS = 20  # of one chain that are listed where its neighbourhoods are not given
 MOST_FOREIGN = 6  # foreign rules of one refusal that are shown
 NARROW = 30  # columns left for a rule: with fewer it gets lines of its own
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 SIGNS = {"insert": "+", "delete": "-"}
 HEADLINES = {"in_sync": ("GREEN", "in sync"), "refused": ("LIGHT_RED", "refused; nothing is changed")}
 
@@ -362,8 +360,8 @@ def _reported(found):
 
 
 def _printable(text):
-    """A rule's comment may hold what a terminal would obey."""
-    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+    """A rule's comment or a host's name may hold what a terminal would obey, or what turns the line round."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _owners(numbers):

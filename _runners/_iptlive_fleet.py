@@ -5,6 +5,7 @@ salt-ssh tells of a failure in another form in each release; here all of them be
 
 import math
 import re
+import shlex
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import salt.client
@@ -14,6 +15,9 @@ _PREFIX = re.compile(
     r"^(?:ERROR: |Error running '[\w.]+': |An Exception occurred while executing [\w.]+: "
     r"|The minion function caused an exception: )+"
 )
+_NO_MODULE = re.compile(r"'iptlive[.\w]*' is not available")
+_SYNC = "The modules are not on this minion: run salt {} saltutil.sync_all"
+_SERVE = "The modules are not served: put them into the master's file_roots, or install the extension there"
 
 
 class Targets(NamedTuple):
@@ -42,7 +46,7 @@ def ask(opts, targets: Targets, function: str, **arguments) -> Iterator[Answer]:
         return
     with salt.client.get_local_client(mopts=opts) as client:
         for tgt, tgt_type, silent in _batches(client, targets):
-            yield from (Answer(host, error="no answer", silent=True) for host in silent)
+            yield from map(silence, silent)
             if tgt:
                 yield from _ask_minions(client, targets._replace(tgt=tgt, tgt_type=tgt_type), function, arguments)
 
@@ -77,19 +81,29 @@ def _ask_minions(client, targets: Targets, function: str, arguments) -> Iterator
         tgt_type=targets.tgt_type,
         timeout=targets.timeout,
         expect_minions=True,
+        yield_pub_data=True,
     )
-    seen = set()
+    asked, seen = set(), set()
     for answer in answers:
+        if answer and {"jid", "minions"} <= set(answer):  # the job itself, and the minions that it goes to
+            asked.update(answer["minions"])
+            continue
         for host, reply in (answer or {}).items():
             if host not in seen:
                 seen.add(host)
                 yield _minion_answer(host, reply)
+    # Salt forgets a minion that answered its question after the job with an error.
+    yield from (silence(host) for host in sorted(asked - seen))
+
+
+def silence(host: str) -> Answer:
+    return Answer(host, error="no answer", silent=True)
 
 
 def _minion_answer(host: str, reply: Dict[str, Any]) -> Answer:
     if reply.get("failed"):
-        return Answer(host, error="no answer", silent=True)
-    return _answer(host, reply.get("ret"))
+        return silence(host)
+    return _hinted(_answer(host, reply.get("ret")), _SYNC.format(shlex.quote(host)))
 
 
 def _ask_ssh(opts, targets: Targets, function: str, arguments) -> Iterator[Answer]:
@@ -99,7 +113,7 @@ def _ask_ssh(opts, targets: Targets, function: str, arguments) -> Iterator[Answe
         targets.tgt, function, kwarg=arguments, tgt_type=targets.tgt_type, timeout=targets.timeout
     ):
         for host, reply in answer.items():
-            yield _ssh_answer(host, reply)
+            yield _hinted(_ssh_answer(host, reply), _SERVE)
 
 
 def _procs(opts, batch: Any) -> int:
@@ -123,3 +137,10 @@ def _answer(host: str, said: Any) -> Answer:
         return Answer(host, value=said)
     text = _PREFIX.sub("", str(said).strip())
     return Answer(host, error=text or "an empty answer")
+
+
+def _hinted(answer: Answer, hint: str) -> Answer:
+    """Whose host does not know our functions is told what to do about it."""
+    if not _NO_MODULE.match(answer.error):
+        return answer
+    return answer._replace(error="{}. {}".format(answer.error.rstrip("."), hint))

@@ -371,9 +371,8 @@ def _files(targets, answer):
     parts = [answer.value]
     while len(parts) < _number(answer.value, "parts"):
         one = targets._replace(tgt=[answer.host], tgt_type="list", batch=None)
-        (more,) = fleet.ask(__opts__, one, "iptlive.backup_part", path=answer.value.get("path"), part=len(parts)) or (
-            None,
-        )
+        asked = fleet.ask(__opts__, one, "iptlive.backup_part", path=answer.value.get("path"), part=len(parts))
+        more = next(iter([*asked]), fleet.silence(answer.host))
         if more.error:
             raise _FailedError(more.error)
         parts.append(more.value)

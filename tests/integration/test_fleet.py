@@ -100,26 +100,56 @@ def test_a_host_that_is_down_is_reported_and_the_others_are_done(mixed):
         mixed.new_host_key("s2")
 
 
+def test_a_minion_that_is_too_slow_is_reported(mixed):
+    slow = mixed.minions["m4"]
+    # Not the oldest, which only watches: who started it would be stopped with it.
+    pids = slow.run(["pgrep", "-f", "salt-minion"]).stdout.split()[1:]
+    slow.run(["kill", "-STOP", *pids])
+    try:
+        done = mixed.salt_run("iptlive.report", "*", "timeout=3")
+        found = {name: host["status"] for name, host in done.value["hosts"].items()}
+        assert found == {"m1": "in_sync", "m2": "changes", "m3": "refused", "m4": "no_answer"}
+    finally:
+        slow.run(["kill", "-CONT", *pids])
+
+
+def test_a_minion_without_the_modules_is_told_what_to_do(mixed):
+    new = mixed.minions["m2"]
+    new.run(["find", "/run/lab/fleet/cache/extmods", "-name", "*iptlive*", "-delete"])
+    mixed.salt("m2", "saltutil.refresh_modules", "async=False")
+    told = mixed.salt_run("iptlive.report", "m2").value["hosts"]["m2"]
+    assert told["status"] == "error"
+    command = told["error"].partition("run salt ")[2].split()
+    assert command == ["m2", "saltutil.sync_all"]
+    mixed.salt(*command)
+    assert mixed.salt_run("iptlive.report", "m2").value["hosts"]["m2"]["status"] == "changes"
+
+
 @pytest.mark.parametrize("way", ["minion", "ssh"])
 def test_backup_collects_every_host_with_the_files_names_of_old(fleet, way):
     hosts = fleet.minions if way == "minion" else fleet.ssh_hosts
     for host in hosts.values():
         in_sync(host)
-    many = "".join(f"-A INPUT -s 10.{n % 251}.{n // 251}.{n * 7919 % 251} -j ACCEPT\n" for n in range(50000))
-    big = HEAD + many + "COMMIT\n"
-    hosts[next(iter(hosts))].write("/etc/sysconfig/iptables", big)
+    first, second, *_ = hosts  # of either backend
+    many = [f"-A INPUT -s 10.{n % 251}.{n // 251}.{n * 7919 % 251}/32 -j ACCEPT" for n in range(50000)]
+    big = HEAD + "\n".join(many) + "\nCOMMIT\n"
+    hosts[first].write("/etc/sysconfig/iptables", big)
+    for name in (first, second):
+        hosts[name].restore(big)
     arguments = ["ssh=True"] if way == "ssh" else []
     done = fleet.salt_run("iptlive.backup", "*", *arguments)
     assert (done.retcode, set(done.value["saved"]), done.value["failed"]) == (0, set(hosts), {})
     folder = done.value["path"]
     assert re.fullmatch(r"/run/lab/iptables-backup-\d{8}-\d{6}", folder)
     names = {"debian-v4-rules", *(f"in-kernel-v4-rules-{t}" for t in ("filter", "mangle", "nat", "raw", "security"))}
-    first, *others = hosts
     for name in hosts:
         there = set(fleet.master.run(["ls", f"{folder}/{name}"]).stdout.split())
         assert there == names | ({"centos-v4-rules"} if name == first else set())
     assert fleet.master.read(f"{folder}/{first}/centos-v4-rules") == big
-    assert fleet.master.read(f"{folder}/{others[0]}/debian-v4-rules") == STORED
+    assert fleet.master.read(f"{folder}/{second}/debian-v4-rules") == STORED
+    for name in (first, second):
+        saved = fleet.master.read(f"{folder}/{name}/in-kernel-v4-rules-filter").splitlines()
+        assert [line for line in saved if line.startswith("-A")] == many
     modes = set(fleet.master.run(["find", folder, "-printf", "%y%m\n"]).stdout.split())
     assert modes == {"d700", "f600"}
     assert f"{first}: 7 files" in done.stderr
@@ -157,6 +187,38 @@ def test_stored_files_from_the_master(fleet):
     for host in hosts.values():
         assert host.read(FILE) == STORED
         assert NEW.strip() in host.save()
+
+
+def test_over_salt_ssh_single_functions_have_the_stored_files_of_the_master(fleet):
+    hosts = fleet.ssh_hosts
+    for host in hosts.values():
+        host.restore(HEAD + RULES + "COMMIT\n")
+    many = "".join(f"# {n} comments make a file that is larger than a command line\n" for n in range(5000))
+    template = "{% import 'fw/ports.jinja' as ports %}" + many + STORED.replace("53", "{{ ports[pillar.role] }}")
+    fleet.master.write("/run/lab/states/fw/ports.jinja", "{% set dns = 53 %}")
+    fleet.master.write("/run/lab/states/fw/rules.v4", template)
+    sources = {"ipv4": ["salt://fw/nobody.v4", "salt://fw/rules.v4"]}
+    options = {"families": ["ipv4"], "sources": sources, "template": "jinja"}
+    fleet.pillar({"role": "dns", "iptlive": options})
+    report = fleet.salt_run("iptlive.report", "*", "ssh=True").value["hosts"]
+    assert {(found["status"], found["changes"]) for found in report.values()} == {("changes", 1)}
+    plans = fleet.salt_ssh("*", "iptlive.plan").value
+    assert {plan["files"][FILE]["source"] for plan in plans.values()} == {"salt://fw/rules.v4"}
+    done = fleet.salt_ssh("*", "iptlive.apply").value
+    assert {tuple(found["written"]) for found in done.values()} == {(FILE,)}
+    for host in hosts.values():
+        assert host.read(FILE) == many + STORED
+        assert NEW.strip() in host.save()
+        assert host.run(["find", "/var/tmp", "-name", "iptlive-*"]).stdout == ""
+    assert fleet.salt_run("iptlive.report", "*", "ssh=True").retcode == 0
+    # A state is rendered on the host, where nothing can be imported.
+    fleet.master.write("/run/lab/states/fw/rules.v4", STORED.replace("53", "{{ {'dns': 53}[pillar.role] }}"))
+    states = fleet.salt_ssh("*", "state.apply", "iptlive").value
+    assert {state["result"] for found in states.values() for state in found.values()} == {True}
+    assert {host.read(FILE) for host in hosts.values()} == {STORED}
+    fleet.pillar({"iptlive": dict(options, sources={"ipv4": "salt://fw/nobody.v4"})})
+    missing = fleet.salt_run("iptlive.report", "s1", "ssh=True").value["hosts"]["s1"]
+    assert missing["error"] == "salt://fw/nobody.v4 (saltenv base): there is none on the master"
 
 
 # What a host that is not ours any more might send: (its answer, what the report says of it).
