@@ -44,6 +44,7 @@ class Options(NamedTuple):
     context: Mapping[str, Any] = {}
     defaults: Mapping[str, Any] = {}
     backup: str = ""
+    owners: Mapping[str, Any] = {}
     candidates: Mapping[str, Candidate] = {}  # what the sources became; no option
 
     def choices(self, family: str, table: str, chain: str) -> Choices:
@@ -171,6 +172,7 @@ _READERS = {
     "context": _mapping,
     "defaults": _mapping,
     "backup": _word("", "minion", "master", "both"),
+    "owners": _mapping,
     "confirm": _seconds,
     "confirm_check": _confirm_check,
 }

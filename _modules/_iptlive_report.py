@@ -9,6 +9,8 @@ from _iptlive_plan import ChainPlan, Edit, Refusal
 from _iptlive_survey import Survey
 from _iptlive_update import TakenBack
 
+MOST_FOREIGN = 20  # rules in the way that one refusal lists: a chain may hold 50,000 of them
+
 
 def planned(found: Survey) -> Dict[str, Any]:
     """The result of ``plan``, and of ``apply`` where nothing was written."""
@@ -101,7 +103,8 @@ def _refusal(refusal: Refusal) -> Dict[str, Any]:
     }
     if refusal.reason in ("foreign_between", "no_anchor"):
         entry["anchors"] = {"above": _anchor(refusal.above), "below": _anchor(refusal.below)}
-        entry["foreign"] = [plain(rule) for rule in refusal.foreign]
+        entry["foreign"] = [plain(rule) for rule in refusal.foreign[:MOST_FOREIGN]]
+        entry["foreign_count"] = len(refusal.foreign)
     return entry
 
 

@@ -51,6 +51,10 @@ policy
 chains
     Overrides per chain of ``placement``, ``reorder``, ``duplicates`` and ``policy``, by keys like
     ``IPv4/filter/FORWARD``.
+owners
+    Programs whose rules are told apart, beside those that are known: per name their ``chains``, ``comments`` and
+    ``interfaces`` as shell patterns, see :py:func:`foreign`. They are names only; what is changed does not depend on
+    them. Default: none.
 partial
     ``False``: a refused chain means that nothing at all is changed on this host. ``True``: the other chains go ahead.
     Default: ``False``.
@@ -93,7 +97,7 @@ for _room in [name for name in sys.modules if name.startswith("_iptlive_")]:
 __virtualname__ = "iptlive"
 
 PILLAR = "iptlive"
-PILLAR_ONLY = ("enabled", "fingerprints", "hosts", "owners")
+PILLAR_ONLY = ("enabled", "fingerprints", "hosts")
 
 
 def __virtual__():
@@ -125,7 +129,8 @@ def plan(saltenv=None, **options):
         and its insert, both with ``moved``. Empty where a chain is refused and ``partial`` is false.
     refusals
         Per chain a list of ``reason``, ``rules``, ``lines``, ``message`` and ``hint``; where foreign rules stand in
-        the way also ``anchors``, ``foreign`` and, as long a list, their ``owners``.
+        the way also ``anchors``, ``foreign`` (the first twenty of these rules), as long a list of their ``owners``,
+        and ``foreign_count``, how many there are in all.
     warnings
         A list of sentences.
     foreign
@@ -151,7 +156,7 @@ def plan(saltenv=None, **options):
         salt-call --local iptlive.plan families='[ipv4]' placement=before
     """
     with _salt_errors():
-        return _with_retcode(_looked_at(_settings(options, saltenv), _owners()))
+        return _with_retcode(_looked_at(*_settings(options, saltenv)))
 
 
 def apply(test=False, saltenv=None, **options):
@@ -191,7 +196,7 @@ def apply(test=False, saltenv=None, **options):
         salt '*' iptlive.apply
     """
     with _salt_errors():
-        settings, known = _settings(options, saltenv), _owners()
+        settings, known = _settings(options, saltenv)
         if test:
             return _with_retcode(dict(_looked_at(settings, known), applied=False))
         if not enabled():
@@ -219,11 +224,11 @@ def _looked_at(settings, known):
 
 
 def _settings(given, saltenv):
-    """The options, and the stored files that are to come from the master, as their bytes."""
-    options = _options(given)
+    """The options, with the stored files that are to come from the master as their bytes; and the known owners."""
+    options, known = _options(given)
     saltenv = saltenv or __opts__.get("saltenv") or "base"
     named = [family for family in options.families if family in options.sources]
-    return options._replace(candidates={family: _candidate(options, family, saltenv) for family in named})
+    return options._replace(candidates={family: _candidate(options, family, saltenv) for family in named}), known
 
 
 def _candidate(options, family, saltenv):
@@ -419,7 +424,7 @@ def foreign(**options):
     List the kernel's rules that no stored line accounts for, and whose they are. Reads only.
 
     All tables and chains of the kernel are looked at, also those that the stored files do not name. Owners are told
-    by chains, comments and interfaces; pillar ``iptlive:owners`` adds to what is known:
+    by chains, comments and interfaces; the option ``owners`` adds to what is known:
 
     .. code-block:: yaml
 
@@ -443,7 +448,8 @@ def foreign(**options):
         salt '*' iptlive.foreign
     """
     with _salt_errors():
-        return neighbours.foreign(survey.survey(_options(options)), _owners())
+        settings, known = _options(options)
+        return neighbours.foreign(survey.survey(settings), known)
 
 
 def export(test=False, overwrite=False, **options):
@@ -476,7 +482,8 @@ def export(test=False, overwrite=False, **options):
         salt '*' iptlive.export overwrite=True
     """
     with _salt_errors():
-        return exporter.export(_options(options), _owners(), test, overwrite)
+        settings, known = _options(options)
+        return exporter.export(settings, known, test, overwrite)
 
 
 def graph(form="dot", path=None, **options):
@@ -499,7 +506,7 @@ def graph(form="dot", path=None, **options):
 
     .. code-block:: bash
 
-        salt-call iptlive.graph svg /tmp/firewall.svg
+        salt-call iptlive.graph svg /var/tmp/firewall.svg
         salt-call iptlive.graph mermaid --out=txt
     """
     if path is not None and not path.startswith("/"):
@@ -507,8 +514,8 @@ def graph(form="dot", path=None, **options):
     if form not in ("dot", "mermaid", "svg"):
         raise SaltInvocationError(f"form: expected dot, mermaid or svg, got {form!r}")
     with _salt_errors():
-        known = _owners()
-        pictures = [grapher.picture(view, known) for view in neighbours.views(survey.survey(_options(options)))]
+        settings, known = _options(options)
+        pictures = [grapher.picture(view, known) for view in neighbours.views(survey.survey(settings))]
         text = report.plain(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
         if form == "svg":
             text = neighbours.svg(text)
@@ -553,7 +560,7 @@ def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options)
         backup_room.check_place(dest, retain)
         if returned not in (False, True, "packed"):
             raise InputError(f"returned: expected true, false or packed, got {returned!r}")
-        saved = backup_room.collect(_options(options))
+        saved = backup_room.collect(_options(options)[0])
         warnings = [report.plain(warning) for warning in saved.warnings]
         if returned is True:
             texts = {name: report.plain(data.decode("utf-8", "surrogateescape")) for name, data in saved.files.items()}
@@ -580,7 +587,7 @@ def backup_part(path, part=0):
 
     .. code-block:: bash
 
-        salt web1 iptlive.backup_part /var/lib/iptlive/backup/iptables-backup-20260714-061500 part=1
+        salt web1 iptlive.backup_part /var/lib/iptlive/backup/iptables-backup-20260714-061500
     """
     with _salt_errors():
         return backup_room.packed(backup_room.read(path), part)
@@ -608,7 +615,7 @@ def drift(since=None, **options):
         salt '*' iptlive.drift
     """
     with _salt_errors():
-        settings = _options(options)
+        settings, _ = _options(options)
         now = drifting.fingerprint(settings)
         if now == since:
             return {"fingerprint": now}
@@ -634,11 +641,9 @@ def enabled():
 def _options(given):
     settings = {name: value for name, value in _pillar().items() if name not in PILLAR_ONLY}
     settings.update(salt.utils.args.clean_kwargs(**given))
-    return options_room.parse(settings)
-
-
-def _owners():
-    return owners.parse(_pillar().get("owners", {}))
+    options = options_room.parse(settings)
+    # Read at once: wrong owners are to stop an update before it begins.
+    return options, owners.parse(options.owners)
 
 
 def _pillar():

@@ -269,8 +269,9 @@ def _show_refusal(page, chain, refusal):
         page.rule("?", "", f"line {line}", rule, color="LIGHT_RED")
     for rule, owner in list(zip(foreign, refusal.get("owners") or ["foreign"] * len(foreign)))[:MOST_FOREIGN]:
         page.rule(" ", "", owner, rule, color="DIM")
-    if len(foreign) > MOST_FOREIGN:
-        page.rule(" ", "", "", f"... {len(foreign) - MOST_FOREIGN} more foreign rules ...", color="DIM")
+    hidden = refusal.get("foreign_count", len(foreign)) - MOST_FOREIGN
+    if hidden > 0:
+        page.rule(" ", "", "", f"... {_number(hidden, 'more foreign rule')} ...", color="DIM")
     if anchors.get("below"):
         page.rule(" ", "", "anchor", anchors["below"])
     message = refusal["message"]

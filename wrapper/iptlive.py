@@ -35,7 +35,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "iptlive"
 
 # What pillar iptlive holds beside options: the execution module's PILLAR_ONLY.
-PILLAR_ONLY = ("enabled", "fingerprints", "hosts", "owners")
+PILLAR_ONLY = ("enabled", "fingerprints", "hosts")
 BACKUP_OPTIONS = ("families", "files", "backend")
 
 
@@ -127,6 +127,19 @@ def graph(form="dot", path=None, **options):
         salt-ssh web1 iptlive.graph mermaid --out=txt
     """
     return _remote("graph", form=form, path=path, **_merged(options))
+
+
+def drift(since=None, **options):
+    """
+    Tell whether stored and live rules agree, see the execution module.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-ssh '*' iptlive.drift
+    """
+    return _remote("drift", since=since, **_merged(options))
 
 
 def enabled():

@@ -98,6 +98,7 @@ def test_pillar_names_further_owners(host):
     host.write(PATH, STORED)
     pillar = {"iptlive": {"families": ["ipv4"], "owners": {"portal": {"chains": ["PORTAL-*"]}}}}
     assert owners(host.call("iptlive.foreign", pillar=pillar).value) == {"portal"}
+    assert owners(host.call("iptlive.foreign", **pillar["iptlive"]).value) == {"portal"}
     assert owners(host.call("iptlive.foreign", families=["ipv4"]).value) == {"unknown"}
 
 

@@ -1,5 +1,6 @@
 """docs/refusals.md: each of its examples is run, and says what is printed."""
 
+import json
 import re
 
 import pytest
@@ -62,6 +63,21 @@ def test_dry_run_shows_what_an_option_would_do(host):
     (edit,) = made["changes"]["IPv4/filter/FORWARD"]
     line = "{action} {position}: {rule}".format(**edit)
     assert f"answers\n\n```text\n{line}\n```" in DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_thousands_of_rules_in_the_way_stay_a_small_answer(host):
+    rules = "*filter\n-A INPUT -i lo -j ACCEPT\n{}-A INPUT -j DROP\nCOMMIT\n"
+    in_the_way = "".join(f"-A INPUT -s 10.0.{n // 250}.{n % 250}/32 -j DROP\n" for n in range(3000))
+    host.restore(rules.format(in_the_way))
+    host.write(PATH, rules.format("-A INPUT -p icmp -j ACCEPT\n"))
+    answer = host.call("iptlive.plan", families=["ipv4"]).value
+    ((refusal,),) = answer["refusals"].values()
+    assert refusal["foreign"] == [line[9:] for line in in_the_way.splitlines()[:20]]
+    assert (refusal["owners"], refusal["foreign_count"]) == (["unknown"] * 20, 3000)
+    assert len(json.dumps(answer)) < 5000
+    state = host.state(families=["ipv4"]).value
+    assert "3000 foreign rules between line 2 and line 4" in state["comment"]
+    assert len(json.dumps(state)) < 5000
 
 
 @pytest.mark.parametrize("which", [0, 1])

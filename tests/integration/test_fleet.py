@@ -287,7 +287,21 @@ def test_salt_ssh_functions_know_the_hosts_pillar(fleet):
     plans = fleet.salt_ssh("*", "iptlive.plan").value
     assert {plan["status"] for plan in plans.values()} == {"changes"}
     assert {tuple(plan["families"]) for plan in plans.values()} == {("IPv4",)}
-    fleet.pillar({"iptlive": {"families": ["ipv4"], "enabled": False}})
+    options = {"families": ["ipv4"], "owners": {"portal": {"interfaces": ["guest*"]}}}
+    fleet.pillar({"iptlive": options})
+    for host in fleet.ssh_hosts.values():
+        host.run(["iptables", "-I", "INPUT", "1", "-i", "guest3", "-j", "DROP"])
+    foreign = fleet.salt_ssh("*", "iptlive.foreign").value
+    assert [[rule["owner"] for rule in found["IPv4/filter/INPUT"]] for found in foreign.values()] == [["portal"]] * 2
+    plans = fleet.salt_ssh("*", "iptlive.plan").value
+    assert [plan["foreign"]["IPv4/filter/INPUT"] for plan in plans.values()] == [{"portal": 1}] * 2
+    assert all("1 portal" in picture for picture in fleet.salt_ssh("*", "iptlive.graph").value.values())
+    drifted = fleet.salt_ssh("s1", "iptlive.drift").value["s1"]
+    assert (drifted["status"], drifted["changes"]) == ("changes", {"IPv4/filter/INPUT": 1})
+    assert fleet.salt_ssh("s1", "iptlive.drift", f"since={drifted['fingerprint']}").value == {
+        "s1": {"fingerprint": drifted["fingerprint"]}
+    }
+    fleet.pillar({"iptlive": {**options, "enabled": False}})
     before = kernels(fleet)
     refusal = fleet.salt_ssh("s1", "iptlive.apply")
     assert refusal.retcode

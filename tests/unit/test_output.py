@@ -73,7 +73,8 @@ def test_thousands_of_changes_are_summarised():
     assert "... 4980 more; in all 4000 inserts, 1000 deletes (all of them with --out=json)" in text
 
 
-def test_a_refusal_shows_what_is_in_the_way_and_the_cure():
+@pytest.mark.parametrize(("listed", "count"), [(9, 9), (20, 50000)])
+def test_a_refusal_shows_what_is_in_the_way_and_the_cure(listed, count):
     refusal = {
         "reason": "foreign_between",
         "rules": ["-p icmp -j ACCEPT"],
@@ -81,18 +82,19 @@ def test_a_refusal_shows_what_is_in_the_way_and_the_cure():
         "message": f"{INPUT}: the rule of line 9 has no safe place",
         "hint": "set 'placement: before'",
         "anchors": {"above": "-i lo -j ACCEPT", "below": None},
-        "foreign": [f"-s 192.0.2.{number}/32 -j DROP" for number in range(9)],
-        "owners": ["fail2ban"] * 9,
+        "foreign": [f"-s 192.0.2.{number}/32 -j DROP" for number in range(listed)],
+        "owners": ["fail2ban"] * listed,
+        "foreign_count": count,
     }
-    found = shown(plan(status="refused", refusals={INPUT: [refusal]}, foreign={INPUT: {"fail2ban": 9}}))
+    found = shown(plan(status="refused", refusals={INPUT: [refusal]}, foreign={INPUT: {"fail2ban": count}}))
     assert found.split("\n") == [
         "web1: refused; nothing is changed",
         "",
-        "  IPv4/filter/INPUT   refused: foreign_between; beside 9 fail2ban",
+        f"  IPv4/filter/INPUT   refused: foreign_between; beside {count} fail2ban",
         "           anchor       -i lo -j ACCEPT",
         "  ?        line 9       -p icmp -j ACCEPT",
         *[f"           fail2ban     -s 192.0.2.{number}/32 -j DROP" for number in range(6)],
-        "                        ... 3 more foreign rules ...",
+        f"                        ... {count - 6} more foreign rules ...",
         "    the rule of line 9 has no safe place",
         "    cure: set 'placement: before'",
     ]
