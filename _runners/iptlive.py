@@ -9,7 +9,7 @@ did with a list of hosts, for Salt's targets: minions of this master, or with ``
 
     salt-run saltutil.sync_all
     salt-run iptlive.report '*'
-    salt-run iptlive.backup '*' dest=/srv/backup
+    salt-run iptlive.backup '*' dest=/var/backups
 
 Each returns a mapping with ``retcode``, which becomes salt-run's exit status; wrong arguments, and what cannot be
 done at all, are told in ``error``.
@@ -90,7 +90,7 @@ def backup(tgt, tgt_type="glob", ssh=False, dest=".", batch=None, timeout=None):
     .. code-block:: bash
 
         salt-run iptlive.backup '*'
-        salt-run iptlive.backup '*' ssh=True dest=/srv/backup
+        salt-run iptlive.backup '*' ssh=True dest=/var/backups
     """
     targets = _targets(tgt, tgt_type, ssh, batch, timeout)
     folder = _new_folder(dest)

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import _iptlive_options
+import documented
 import pytest
 import yaml
 
 REPO = Path(__file__).resolve().parents[2]
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+DOCUMENTS = documented.DOCUMENTS
 FILES = {
     "execution": REPO / "_modules" / "iptlive.py",
     "state": REPO / "_states" / "iptlive.py",
@@ -88,3 +89,14 @@ def test_documents_name_only_what_exists(document):
 def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_every_command_shown_is_run():
+    """By tests/integration/test_documented_commands.py; this tells at once where one is not."""
+    for block in documented.blocks():
+        for command in block.commands:
+            assert command.text.split()[0] in documented.RUN, f"{block.place}: {command.text} is run by no test"
+
+
+def test_what_is_not_run_is_still_shown():
+    assert {*documented.NOT_RUN, *documented.MENTIONED, *documented.COMPLETED} <= documented.written()
