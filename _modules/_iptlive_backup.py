@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 import _iptlive_kernel as kernel
 from _iptlive_model import HostError, InputError
 from _iptlive_options import Options
+from _iptlive_report import plain
 
 STORED_NAMES = {
     "/etc/iptables/rules.v4": "debian-v4-rules",
@@ -37,6 +38,22 @@ class Backup(NamedTuple):
 
     files: Dict[str, bytes]
     warnings: Tuple[str, ...] = ()
+
+
+def save(options: Options, dest: Any, retain: Any, returned: Any) -> Dict[str, Any]:
+    """The result of ``backup``. Raises InputError, HostError."""
+    check_place(dest, retain)
+    if returned not in (False, True, "packed"):
+        raise InputError(f"returned: expected true, false or packed, got {returned!r}")
+    saved = collect(options)
+    warnings = [plain(warning) for warning in saved.warnings]
+    if returned is True:
+        texts = {name: plain(data.decode("utf-8", "surrogateescape")) for name, data in saved.files.items()}
+        return {"files": texts, "warnings": warnings}
+    path, pruned = write(dest, retain, saved.files)
+    sizes = {name: len(data) for name, data in saved.files.items()}
+    answer = {"files": sizes, "warnings": warnings, "path": path, "pruned": pruned}
+    return dict(answer, **packed(saved.files)) if returned else answer
 
 
 def collect(options: Options) -> Backup:

@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import tempfile
-from typing import Iterable, Mapping, Optional, Tuple
+from typing import Dict, Iterable, Mapping, Optional, Tuple
 
 from _iptlive_model import FAMILIES, HostError
 from _iptlive_stored import StoredFile, parse
@@ -56,37 +55,46 @@ def content(path: str) -> Optional[bytes]:
         raise HostError(f"{path}: cannot be read: {err.strerror}") from err
 
 
-@contextlib.contextmanager
-def prepared(files: Mapping[str, bytes]):
-    """Write files beside their places, so that nothing can fail any more when they are moved there.
+def beside(paths: Iterable[str], mark: str) -> Dict[str, str]:
+    """Where new content waits to be put in place: on the same disk, so that a name is all that is still to change."""
+    real = {path: os.path.realpath(path) for path in paths}
+    return {
+        path: os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.iptlive-{mark}")
+        for path, place in real.items()
+    }
 
-    Yields a function that moves them all. What it was not called for is removed. Raises HostError.
-    """
-    waiting = {}
+
+def prepare(waiting: Mapping[str, str], contents: Mapping[str, bytes]) -> None:
+    """Write the waiting files, so that nothing can fail any more when they are put in place. Raises HostError."""
     try:
-        try:
-            for path, data in files.items():
-                waiting[path] = _beside(os.path.realpath(path), data)
-        except OSError as err:
-            raise HostError(f"{path}: cannot be written: {err.strerror}; nothing was changed") from err
-
-        def move():
-            for path in list(waiting):
-                os.replace(waiting[path], os.path.realpath(path))
-                del waiting[path]
-
-        yield move
-    finally:
-        for left in waiting.values():
-            os.unlink(left)
+        for path in waiting:
+            _write(waiting[path], contents[path])
+    except OSError as err:
+        drop(waiting)
+        raise HostError(f"{path}: cannot be written: {err.strerror}; nothing was changed") from err
 
 
-def _beside(path: str, data: bytes) -> str:
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".iptlive-", dir=folder)  # mode 0600
-    with os.fdopen(handle, "wb") as file:
+def _write(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return name
+
+
+def put(waiting: Mapping[str, str]) -> None:
+    """Put the waiting files in place. Raises HostError."""
+    for path, name in waiting.items():
+        try:
+            os.replace(name, os.path.realpath(path))
+        except OSError as err:
+            raise HostError(f"{path}: the new file {name} cannot be put in its place: {err.strerror}") from err
+
+
+def drop(waiting: Mapping[str, str]) -> None:
+    """Forget them; those that are in place are not touched."""
+    for name in waiting.values():
+        with contextlib.suppress(OSError):
+            os.unlink(name)

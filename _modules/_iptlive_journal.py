@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from _iptlive_model import Chain, HostError, Table
 from _iptlive_plan import ChainPlan, Edit
@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One update; ``deadline`` counts in seconds since boot."""
+    """One update; ``deadline`` counts in seconds since boot, ``files`` are new stored files and where they wait."""
 
     id: str
     state: str
@@ -55,6 +55,7 @@ class Entry(NamedTuple):
     deadline: Optional[float] = None
     checks: Tuple[str, ...] = ()
     reason: str = ""
+    files: Mapping[str, str] = {}
 
 
 def since_boot() -> float:

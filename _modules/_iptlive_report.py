@@ -1,13 +1,13 @@
 """Plans to the plain dictionaries that leave the module: stable keys, safe for JSON."""
 
 import difflib
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from _iptlive_journal import Entry, Step, since_boot
 from _iptlive_model import FAMILIES, chain_key
 from _iptlive_plan import ChainPlan, Edit, Refusal
 from _iptlive_survey import Survey
-from _iptlive_update import TakenBack
+from _iptlive_update import Applied, TakenBack
 
 MOST_FOREIGN = 20  # rules in the way that one refusal lists: a chain may hold 50,000 of them
 
@@ -56,6 +56,30 @@ def done(steps: Iterable[Step]) -> Dict[str, List[Dict[str, Any]]]:
     )
 
 
+def applied(result: Applied, settled: Optional[Entry]) -> Dict[str, Any]:
+    """The result of ``apply``; ``settled`` is the update after waiting for its confirmation, where it needs one."""
+    answer = dict(planned(result.found), applied=False)
+    answer["warnings"] += [plain(note) for note in result.notes]
+    written: Iterable[str] = result.written
+    if result.refused:
+        answer.update(status="refused", changes={}, refusals=refused([result.refused]))
+    if result.entry:
+        steps = result.entry.steps
+        answer.update(applied=bool(steps), changes=done(steps), id=result.entry.id)
+    if settled:
+        answer["confirm"] = update(settled)
+        if settled.state == "done":
+            written = settled.files
+    if lost(answer):
+        answer.update(applied=False, changes={})
+    return dict(answer, written=sorted(written)) if written else answer
+
+
+def lost(answer: Mapping[str, Any]) -> bool:
+    """Whether an update that had to be confirmed was not."""
+    return answer.get("confirm", {"state": "confirmed"})["state"] not in ("confirmed", "pending")
+
+
 def rolled_back(result: TakenBack) -> Dict[str, Any]:
     """The result of ``rollback``."""
     refusals = refused(result.plans)
@@ -73,7 +97,7 @@ def rolled_back(result: TakenBack) -> Dict[str, Any]:
 def update(entry: Entry) -> Dict[str, Any]:
     """An update of the journal, for those who wait for its outcome."""
     left = 0 if entry.deadline is None else max(0, int(entry.deadline - since_boot()))
-    return {
+    told = {
         "id": entry.id,
         "state": "confirmed" if entry.state == "done" else entry.state,
         "started": entry.started,
@@ -82,6 +106,7 @@ def update(entry: Entry) -> Dict[str, Any]:
         "seconds_left": left,
         "checks": list(entry.checks),
     }
+    return dict(told, files=sorted(entry.files)) if entry.files else told
 
 
 def _edit(edit: Edit) -> Dict[str, Any]:

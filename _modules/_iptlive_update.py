@@ -6,8 +6,9 @@ after a kill at any point the next run can tell from the kernel what stands, and
 
 import logging
 import time
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
+import _iptlive_files as files
 import _iptlive_journal as journal
 import _iptlive_kernel as kernel
 from _iptlive_journal import Entry, Step
@@ -30,13 +31,24 @@ class Guard(NamedTuple):
     checks: Tuple[str, ...] = ()
 
 
+class NewFiles(NamedTuple):
+    """Stored files that are to be replaced once the kernel has their rules.
+
+    ``keep_old`` is called with their paths before, and returns what is to be said about it.
+    """
+
+    contents: Mapping[str, bytes] = {}
+    keep_old: Callable[[Iterable[str]], List[str]] = lambda paths: []
+
+
 class Applied(NamedTuple):
-    """What came of an update: the plans it began with, what was committed, and who stood in the way."""
+    """What came of an update: the plans it began with, what was committed and written, and who stood in the way."""
 
     found: Survey
     entry: Optional[Entry] = None
     refused: Optional[Tuple[str, ChainPlan]] = None
     notes: Tuple[str, ...] = ()
+    written: Tuple[str, ...] = ()
 
 
 class TakenBack(NamedTuple):
@@ -49,9 +61,10 @@ class TakenBack(NamedTuple):
 
 
 UNGUARDED = Guard()
+NO_FILES = NewFiles()
 
 
-def apply(options: Options, guard: Guard = UNGUARDED, arm=None) -> Applied:
+def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: NewFiles = NO_FILES) -> Applied:
     """Bring the host in line. ``arm`` starts the watchdog over an entry before anything is committed.
 
     Raises HostError; nothing of the update stands then, or the message says what does.
@@ -64,18 +77,32 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None) -> Applied:
         interrupted = journal.unfinished()
         if found.refused() and not options.partial:
             return Applied(found, notes=tuple(notes + [_undone_note(entry) for entry in interrupted]))
+        if found.refused():
+            new = NO_FILES  # what the kernel has is not what they hold
         if not any(plan.edits for _, plan in found.plans()):
-            return Applied(found, notes=tuple(notes + [_completed_note(entry) for entry in interrupted]))
+            notes += [_completed_note(entry) for entry in interrupted]
+            return _write_only(found, new, notes)
         run = _Run(journal.new_entry(guard.seconds, guard.checks))
         notes += [run.adopt(entry) for entry in interrupted]
-        return _carry_out(found, run, guard, arm, notes)
+        return _carry_out(found, run, guard, arm, new, notes)
 
 
-def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, notes: List[str]) -> Applied:
+def _write_only(found: Survey, new: NewFiles, notes: List[str]) -> Applied:
+    """The kernel has all the rules already."""
+    waiting = files.beside(new.contents, "new")
+    files.prepare(waiting, new.contents)
+    notes += new.keep_old(waiting)
+    files.put(waiting)
+    return Applied(found, notes=tuple(notes), written=tuple(waiting))
+
+
+def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, notes: List[str]) -> Applied:
     try:
+        run.prepare(new.contents)
         if guard.seconds:
             run.arm(found.options.wait, arm)
         _commit(found, run)
+        notes += new.keep_old(run.entry.files)
         run.close("pending" if guard.seconds else "done")
     except BaseException as err:  # also when the job is told to end: no half update stays
         log.warning("Taking the update back, because: %r", err)
@@ -87,7 +114,8 @@ def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, notes: List[str]) 
             raise HostError(". ".join([str(err)] + also)) from err
         raise
     journal.prune()
-    return Applied(found, run.entry, notes=tuple(notes))
+    written = () if guard.seconds else tuple(run.entry.files)
+    return Applied(found, run.entry, notes=tuple(notes), written=written)
 
 
 def _commit(found: Survey, run: "_Run") -> None:
@@ -124,10 +152,17 @@ class _Run:
         # A run that was killed right here had these steps in both entries.
         self.save(steps=self.entry.steps + tuple(step for step in standing if step not in self.entry.steps))
         journal.save(entry._replace(state="continued", reason=f"interrupted; completed by {self.entry.id}"))
+        files.drop(entry.files)
         return (
             f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; "
             f"it is completed by this one"
         )
+
+    def prepare(self, contents: Mapping[str, bytes]) -> None:
+        """The new stored files wait beside their places; the journal knows of them before they are there."""
+        if contents:
+            self.save(files=files.beside(contents, self.entry.id))
+            files.prepare(self.entry.files, contents)
 
     def arm(self, wait: int, arm) -> None:
         """Start the watchdog before anything is committed: it takes over whatever happens to us."""
@@ -137,6 +172,8 @@ class _Run:
     def close(self, state: str, reason: str = "") -> None:
         deadline = journal.since_boot() + self.entry.seconds if state == "pending" else None
         self.save(state=state, reason=reason, deadline=deadline)
+        if state == "done":
+            files.put(self.entry.files)
 
     def save(self, **changes) -> None:
         self.entry = self.entry._replace(**changes)
@@ -188,6 +225,7 @@ def _completed_note(entry: Entry) -> str:
     """Everything the stored files want stands: the update came through, only its last word did not."""
     standing = _standing(entry)
     journal.save(entry._replace(state="done", steps=standing, reason="interrupted after its last commit"))
+    files.drop(entry.files)
     return f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; all is in sync"
 
 
@@ -224,6 +262,7 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
             left_out += _not_put_back(step, placement)
     if failures:
         raise HostError(f"{why}. And what was done could not be taken back: {'; '.join(failures)}")
+    files.drop(run.entry.files)
     _write_down(run, state="taken_back", deadline=None, reason=". ".join([why] + left_out))
     return tuple(step for step in undone if step)
 
@@ -335,6 +374,13 @@ def expire(identifier: str, why: str, wait: int) -> Entry:
         if entry.state in journal.UNFINISHED and not seconds_left(entry):
             _take_back(run, why if entry.state == "pending" else _why(entry))
         return run.entry
+
+
+def settled(entry: Optional[Entry]) -> Optional[Entry]:
+    """An update that must be confirmed: one that confirms by itself is waited for, one that somebody must is not."""
+    if entry is None or entry.state != "pending":
+        return None
+    return outcome(entry.id) if entry.checks else entry
 
 
 def outcome(identifier: str) -> Entry:

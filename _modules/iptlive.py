@@ -68,19 +68,20 @@ confirm_check
 """
 
 import contextlib
+import functools
 import os
 import sys
 
 import _iptlive_backup as backup_room
 import _iptlive_drift as drifting
 import _iptlive_export as exporter
-import _iptlive_files as files_room
 import _iptlive_graph as grapher
 import _iptlive_journal as journal
 import _iptlive_neighbours as neighbours
 import _iptlive_options as options_room
 import _iptlive_owners as owners
 import _iptlive_report as report
+import _iptlive_sources as sources_room
 import _iptlive_survey as survey
 import _iptlive_update as update
 import _iptlive_watchdog as watchdog
@@ -202,111 +203,48 @@ def apply(test=False, saltenv=None, **options):
         if not enabled():
             raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
         guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
-        new = _new_files(settings)
-        with files_room.prepared({path: candidate.data for path, candidate in new.items()}) as move:
-            answer = _with_files(_answer(update.apply(settings, guard, watchdog.arm), known), new)
-            if (
-                new
-                and answer["status"] != "refused"
-                and answer.get("confirm", {}).get("state", "confirmed") == "confirmed"
-            ):
-                answer["warnings"] += _keep_old(settings, new)
-                move()
-                answer["written"] = sorted(new)
-        return _with_retcode(answer)
+        new = sources_room.changed(settings)
+        contents = {path: candidate.data for path, candidate in new.items()}
+        differences = sources_room.differences(new)
+        files = update.NewFiles(contents, functools.partial(_keep_old, settings.backup))
+        applied = update.apply(settings, guard, watchdog.arm, files)
+        answer = report.applied(applied, update.settled(applied.entry))
+        steps = applied.entry.steps if applied.entry else ()
+        return _with_retcode(_with_files(neighbours.annotate(answer, applied.found, known, steps), differences))
 
 
 def _looked_at(settings, known):
     found = survey.survey(settings)
     answer = report.planned(found)
     answer["warnings"] += update.notices()
-    return _with_files(neighbours.annotate(answer, found, known), _new_files(settings))
+    differences = sources_room.differences(sources_room.changed(settings))
+    return _with_files(neighbours.annotate(answer, found, known), differences)
 
 
 def _settings(given, saltenv):
     """The options, with the stored files that are to come from the master as their bytes; and the known owners."""
     options, known = _options(given)
     saltenv = saltenv or __opts__.get("saltenv") or "base"
-    named = [family for family in options.families if family in options.sources]
-    return options._replace(candidates={family: _candidate(options, family, saltenv) for family in named}), known
+    return sources_room.fetched(options, saltenv, __salt__, CommandExecutionError), known
 
 
-def _candidate(options, family, saltenv):
-    """The way file.managed gets its source: the first of the list that there is, rendered where a template is named."""
-    wanted = options.sources[family]
-    try:
-        source, _ = __salt__["file.source_list"](list(wanted), "", saltenv)
-    except CommandExecutionError as err:
-        raise HostError("{} (saltenv {}): {}".format(", ".join(wanted), saltenv, err)) from err
-    path, _, problem = __salt__["file.get_managed"](
-        name=files_room.destination(family, options.files[family]),
-        template=options.template,
-        source=source,
-        source_hash="",
-        source_hash_name=None,
-        user=None,
-        group=None,
-        mode=None,
-        attrs=None,
-        saltenv=saltenv,
-        context=dict(options.context),
-        defaults=dict(options.defaults),
-        skip_verify=False,
-    )
-    if problem or not path:
-        raise HostError("{}: {}".format(source, problem or "it could not be had"))
-    with open(path, "rb") as file:
-        data = file.read()
-    if options.template:  # what was rendered is a temporary file, what was not is in Salt's cache
-        os.unlink(path)
-    return options_room.Candidate(source, data)
-
-
-def _new_files(settings):
-    """The stored files whose content is to change, by path."""
-    found = {files_room.destination(fam, settings.files[fam]): new for fam, new in settings.candidates.items()}
-    return {path: new for path, new in found.items() if files_room.content(path) != new.data}
-
-
-def _with_files(answer, new):
+def _with_files(answer, differences):
     """Tell of the stored files too; where the plan is refused they stay as they are."""
-    if new and answer["status"] != "refused":
-        changes = {
-            path: report.file_change(one.source, path, files_room.content(path), one.data) for path, one in new.items()
-        }
-        answer.update(files=changes, status="changes")
+    if differences and answer["status"] != "refused":
+        answer.update(files=differences, status="changes")
     return answer
 
 
-def _keep_old(settings, new):
+def _keep_old(backup_mode, paths):
     """Salt's own file backups; what goes wrong there must not keep a file from its place any more."""
     warnings = []
-    if __salt__["config.backup_mode"](settings.backup) in ("minion", "both"):
-        for path in filter(os.path.exists, new):
+    if __salt__["config.backup_mode"](backup_mode) in ("minion", "both"):
+        for path in filter(os.path.exists, paths):
             try:
                 salt.utils.files.backup_minion(path, os.path.join(__opts__["cachedir"], "file_backup"))
             except OSError as err:
                 warnings.append(f"{path}: no copy of the old file could be kept: {err}")
     return warnings
-
-
-def _answer(applied, known):
-    answer = dict(report.planned(applied.found), applied=False)
-    answer["warnings"] += [report.plain(note) for note in applied.notes]
-    if applied.refused:
-        answer.update(status="refused", changes={}, refusals=report.refused([applied.refused]))
-    if applied.entry:
-        answer.update(applied=True, changes=report.done(applied.entry.steps), id=applied.entry.id)
-        if applied.entry.state == "pending":
-            answer["confirm"] = report.update(_settled(applied.entry))
-            if _lost(answer):
-                answer.update(applied=False, changes={})
-    return neighbours.annotate(answer, applied.found, known, applied.entry.steps if applied.entry else ())
-
-
-def _settled(entry):
-    """An update that confirms by itself is waited for; one that somebody must confirm is not."""
-    return update.outcome(entry.id) if entry.checks else entry
 
 
 def _checks(confirm_check):
@@ -366,7 +304,8 @@ def confirm(id=None):
     id
         Which update; the pending one if left out.
 
-    Returns the update: ``id``, ``state``, ``started``, ``reason``, ``seconds``, ``seconds_left`` and ``checks``.
+    Returns the update: ``id``, ``state``, ``started``, ``reason``, ``seconds``, ``seconds_left`` and ``checks``; with
+    ``sources`` also ``files``, the stored files that are written once it is confirmed.
 
     Raises ``CommandExecutionError`` where no update waits, and says what became of the last one.
 
@@ -557,18 +496,7 @@ def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options)
         salt '*' iptlive.plan files='{ipv4: /var/lib/iptlive/backup/iptables-backup-20260714-061500/debian-v4-rules}'
     """
     with _salt_errors():
-        backup_room.check_place(dest, retain)
-        if returned not in (False, True, "packed"):
-            raise InputError(f"returned: expected true, false or packed, got {returned!r}")
-        saved = backup_room.collect(_options(options)[0])
-        warnings = [report.plain(warning) for warning in saved.warnings]
-        if returned is True:
-            texts = {name: report.plain(data.decode("utf-8", "surrogateescape")) for name, data in saved.files.items()}
-            return {"files": texts, "warnings": warnings}
-        path, pruned = backup_room.write(dest, retain, saved.files)
-        sizes = {name: len(data) for name, data in saved.files.items()}
-        answer = {"files": sizes, "warnings": warnings, "path": path, "pruned": pruned}
-        return dict(answer, **backup_room.packed(saved.files)) if returned else answer
+        return backup_room.save(_options(options)[0], dest, retain, returned)
 
 
 def backup_part(path, part=0):
@@ -654,14 +582,9 @@ def _pillar():
 
 
 def _with_retcode(answer):
-    if answer["status"] == "refused" or _lost(answer):
+    if answer["status"] == "refused" or report.lost(answer):
         __context__["retcode"] = 1
     return answer
-
-
-def _lost(answer):
-    """Whether an update that had to be confirmed was not."""
-    return answer.get("confirm", {"state": "confirmed"})["state"] not in ("confirmed", "pending")
 
 
 @contextlib.contextmanager

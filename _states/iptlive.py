@@ -78,9 +78,7 @@ def managed(name, **options):
         answer = __salt__["iptlive.apply"](test=__opts__["test"], saltenv=__env__, **given)
         if answer.get("confirm", {}).get("state") == "pending":
             answer["confirm"] = __salt__["iptlive.outcome"](answer["id"])
-            if answer["confirm"]["state"] == "confirmed" and answer.get("files"):
-                # The kernel's part is done and confirmed; only now may the files follow.
-                answer["written"] = __salt__["iptlive.apply"](saltenv=__env__, **given).get("written", [])
+            answer["written"] = answer["confirm"].get("files", ())
     except (CommandExecutionError, SaltInvocationError) as err:
         ret.update(result=False, comment=str(err))
         return ret

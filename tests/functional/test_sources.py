@@ -1,8 +1,13 @@
 """Stored files from the master: planned against before they are written, written only when the kernel has them."""
 
+import subprocess
+import sys
+import threading
+
 import pytest
 
-from lab.host import SaltError
+from lab.host import REPO, SaltError
+from tests.functional.whole_update import wait_until
 
 FILE = "/etc/iptables/rules.v4"
 HEAD = "*filter\n:INPUT ACCEPT [0:0]\n"
@@ -114,14 +119,80 @@ def test_salts_backup_convention(served):
     assert len(served.run(["find", "/run/lab/agent/cache/file_backup", "-type", "f"]).stdout.split()) == 2
 
 
-def test_an_update_that_is_not_confirmed_leaves_the_file(served):
-    before = look(served)
-    done = served.call("iptlive.apply", confirm=60, confirm_check="manual", **OPTIONS).value
-    assert done["confirm"]["state"] == "pending"
+MANUAL = {"confirm": 60, "confirm_check": "manual", **OPTIONS}
+
+
+def test_the_file_follows_the_confirmation(served):
+    """Not the next update: a reboot in between would load the old rules, which are confirmed to be no longer wanted."""
+    done = served.call("iptlive.apply", **MANUAL).value
+    assert (done["confirm"]["state"], done["confirm"]["files"]) == ("pending", [FILE])
     assert "written" not in done
     assert served.read(FILE) == OLD
-    served.call("iptlive.rollback", done["id"])
+    assert served.call("iptlive.confirm", done["id"]).value["files"] == [FILE]
+    assert served.read(FILE) == NEW
+    assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
+
+
+def test_the_watchdog_puts_the_file_in_place(served):
+    """Nobody need be there any more."""
+    listen = "import socket; s = socket.create_server(('127.0.0.1', 4507)); print(1, flush=True); s.accept()"
+    with served.popen([sys.executable, "-I", "-S", "-c", listen], stdout=subprocess.PIPE) as server:
+        server.stdout.readline()
+        done = served.call("iptlive.apply", **{**MANUAL, "confirm_check": ["127.0.0.1:4507"]}).value
+    assert (done["confirm"]["state"], done["written"]) == ("confirmed", [FILE])
+    assert served.read(FILE) == NEW
+
+
+@pytest.mark.parametrize("who", ["rollback", "watchdog"])
+def test_an_update_that_is_not_confirmed_leaves_the_file(served, who):
+    before = look(served)
+    done = served.call("iptlive.apply", **{**MANUAL, "confirm": 60 if who == "rollback" else 1}).value
+    assert look(served)[0] != before[0], "it waits beside"
+    if who == "rollback":
+        served.call("iptlive.rollback", done["id"])
+    assert served.call("iptlive.outcome", done["id"]).value["state"] == "taken_back"
     assert look(served) == before
+
+
+def test_state_that_is_confirmed_by_hand(served):
+    """It waits, and reports the file too."""
+    states = []
+    waiting = threading.Thread(target=lambda: states.append(state(served, confirm=60, confirm_check="manual")))
+    waiting.start()
+    confirm = "import _iptlive_update as update; update.confirm(None, 10)"
+    wait_until(lambda: served.run(["grep", "-rl", '"pending"', "/var/lib/iptlive/journal"], check=False).stdout)
+    served.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO / '_modules')!r}); {confirm}"])
+    waiting.join()
+    assert (states[0]["result"], set(states[0]["changes"])) == (True, {"IPv4/filter/INPUT", FILE})
+    assert served.read(FILE) == NEW
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import _iptlive_options as options, _iptlive_update as update
+path, data = sys.argv[2], sys.argv[3].encode()
+settings = options.parse({"families": ["ipv4"], "sources": {"ipv4": "salt://x"}})
+settings = settings._replace(candidates={"ipv4": options.Candidate("salt://x", data)})
+update.apply(settings, new=update.NewFiles({path: data}, lambda paths: os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+@pytest.mark.parametrize("finish", ["iptlive.apply", "iptlive.rollback"])
+def test_killed_between_kernel_and_file(served, finish):
+    """The next update puts the file in place; and whatever comes next, nothing is left beside it."""
+    before = look(served)
+    done = served.run([sys.executable, "-I", "-S", "-c", KILLED, REPO / "_modules", FILE, NEW], check=False)
+    assert done.returncode == -9
+    assert (served.read(FILE), "--dport 443" in served.save()) == (OLD, True)
+    assert len(look(served)[0].splitlines()) == 3
+    if finish == "iptlive.apply":
+        assert served.call(finish, **OPTIONS).value["written"] == [FILE]
+        assert served.read(FILE) == NEW
+        assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
+    else:
+        served.call(finish)
+        assert look(served) == before
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_kernel_is_touched(served):

@@ -1,0 +1,62 @@
+"""Stored files that come from the master: their content, and what they would change of the files there are.
+
+What it takes of Salt is handed in: the execution functions, and the error they raise.
+"""
+
+import os
+from typing import Any, Callable, Dict, Mapping, Type
+
+import _iptlive_files as files
+import _iptlive_report as report
+from _iptlive_model import HostError
+from _iptlive_options import Candidate, Options
+
+Functions = Mapping[str, Callable]
+
+
+def fetched(options: Options, saltenv: str, salt: Functions, refusal: Type[Exception]) -> Options:
+    """The options with the content of each family's source. Raises HostError."""
+    named = [family for family in options.families if family in options.sources]
+    return options._replace(candidates={fam: _candidate(options, fam, saltenv, salt, refusal) for fam in named})
+
+
+def _candidate(options: Options, family: str, saltenv: str, salt: Functions, refusal: Type[Exception]) -> Candidate:
+    """The way file.managed gets its source: the first of the list that there is, rendered where a template is named."""
+    wanted = options.sources[family]
+    try:
+        source, _ = salt["file.source_list"](list(wanted), "", saltenv)
+    except refusal as err:
+        raise HostError("{} (saltenv {}): {}".format(", ".join(wanted), saltenv, err)) from err
+    path, _, problem = salt["file.get_managed"](
+        name=files.destination(family, options.files[family]),
+        template=options.template,
+        source=source,
+        source_hash="",
+        source_hash_name=None,
+        user=None,
+        group=None,
+        mode=None,
+        attrs=None,
+        saltenv=saltenv,
+        context=dict(options.context),
+        defaults=dict(options.defaults),
+        skip_verify=False,
+    )
+    if problem or not path:
+        raise HostError("{}: {}".format(source, problem or "it could not be had"))
+    with open(path, "rb") as file:
+        data = file.read()
+    if options.template:  # what was rendered is a temporary file, what was not is in Salt's cache
+        os.unlink(path)
+    return Candidate(source, data)
+
+
+def changed(options: Options) -> Dict[str, Candidate]:
+    """The stored files whose content is to become another one, by path."""
+    found = {files.destination(family, options.files[family]): new for family, new in options.candidates.items()}
+    return {path: new for path, new in found.items() if files.content(path) != new.data}
+
+
+def differences(new: Mapping[str, Candidate]) -> Dict[str, Dict[str, Any]]:
+    """Of what is to be written, by path: to be told before it is."""
+    return {path: report.file_change(one.source, path, files.content(path), one.data) for path, one in new.items()}
