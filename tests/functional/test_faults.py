@@ -18,7 +18,7 @@ FAULTS = "/run/lab/faults"
 WRAPPER = """\
 #!/bin/sh
 real=/usr/sbin/{family}-{backend}-restore
-[ -z "$XTABLES_LOCKFILE" ] || exec $real "$@"  # in the throw-away namespace
+[ -z "$XTABLES_LOCKFILE" -a "$1" != -V ] || exec $real "$@"  # in the throw-away namespace, or merely asked who it is
 if [ {backend} = nft ]; then
     input=$(mktemp)
     cat >$input
