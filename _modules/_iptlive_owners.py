@@ -219,8 +219,9 @@ def parse(given: Any) -> Owners:
         known = table.pop(name, Owner())
         added = _patterns(name, patterns)
         table[name] = Owner(**{field: getattr(known, field) + added.get(field, ()) for field in Owner._fields})
-    # What the user says comes first: it may be more precise than what we know.
-    return Owners(dict([(name, table[name]) for name in given] + list(table.items())))
+    # What the user says comes first, new names above all: it may be more precise than what we know.
+    first = sorted(given, key=OWNERS.__contains__)
+    return Owners(dict([(name, table[name]) for name in first] + list(table.items())))
 
 
 def _patterns(name: Any, given: Any) -> Dict[str, Tuple[str, ...]]:

@@ -82,6 +82,9 @@ def test_only_what_is_mine_is_exported(host):
         *("filter", "INPUT", "FORWARD", "OUTPUT", "OFFICE", "DOCKER-USER")
     }
     assert done["left_out"]["docker"] > 10
+    assert {":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", ":OUTPUT ACCEPT [0:0]"} <= set(text.splitlines())
+    (told,) = [warning for warning in done["warnings"] if "FORWARD" in warning]
+    assert re.search("the policy DROP was exported; see whether it is yours or was set by .*docker", told)
 
 
 def test_a_file_that_is_there_is_replaced_only_on_request(host):
@@ -117,6 +120,18 @@ def test_a_comment_with_a_line_break_cannot_be_stored(host):
     (warning,) = [warning for warning in export(host)["warnings"] if "OUTPUT" in warning]
     assert "no stored file can hold it" in warning
     assert plan(host)["status"] == "in_sync"
+
+
+def test_what_would_not_be_in_sync_is_not_written(hosts):
+    """A rule that iptables prints as another one: to store what is printed would be wrong."""
+    host = hosts("nft")
+    host.reset()
+    host.restore(MINE)
+    host.run(["nft", "add", "rule", "ip", "filter", "INPUT", "tcp", "dport", "{ 80, 443 }", "counter", "accept"])
+    for arguments in ({}, {"test": True}):
+        with pytest.raises(SaltError, match="nothing was written: .* do not plan as in sync .*IPv4/filter/INPUT"):
+            export(host, **arguments)
+    assert host.run(["test", "-e", PATH], check=False).returncode
 
 
 @settings(max_examples=25)

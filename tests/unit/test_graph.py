@@ -71,6 +71,52 @@ def test_a_host_with_hundreds_of_chains_stays_readable():
     assert graph.Edge("KUBE-SVC-*", "KUBE-MARK", 100, "kubernetes") in picture.edges
 
 
+def boxes(picture):
+    """The border of each box by its text."""
+    return dict(re.findall(r'label="(.*?)", style=.*? color="(#\w+)"];', graph.dot([picture])))
+
+
+def test_what_happens_to_one_of_a_family_is_seen():
+    content = {
+        f"{zone}-{number:04}": Chain(None, ()) for zone in ("CHANGED", "REFUSED", "QUIET") for number in range(30)
+    }
+    view = graph.View("ipv4", "filter", content, {}, {"CHANGED-0004": 3}, {"REFUSED-0004"}, ["NEW"])
+    assert boxes(graph.picture(view, KNOWN)) == {
+        "CHANGED-* (30 chains)\\nempty\\n3 changes": "#e08000",
+        "REFUSED-* (30 chains)\\nempty\\nrefused": "#cc0000",
+        "QUIET-* (30 chains)\\nempty": "#444444",
+        "NEW\\nempty\\nto be created": "#e08000",
+    }
+
+
+def test_a_jump_is_somebodys_only_where_all_its_rules_are():
+    content = {
+        "INPUT": Chain(
+            "ACCEPT",
+            ('-m comment --comment "cali:7" -j MINE', "-p udp -j MINE", "-j f2b-sshd", "-j OTHER", "-j STORED"),
+        ),
+        **{chain: Chain(None, ()) for chain in ("MINE", "f2b-sshd", "OTHER", "STORED")},
+    }
+    picture = graph.picture(
+        graph.View("ipv4", "filter", content, {"INPUT": [None, None, None, None, 1]}, {}, ()), KNOWN
+    )
+    assert set(picture.edges) == {
+        graph.Edge("INPUT", "MINE", 2, graph.NO_OWNER),
+        graph.Edge("INPUT", "f2b-sshd", 1, "fail2ban"),
+        graph.Edge("INPUT", "OTHER", 1, owners.UNKNOWN),
+        graph.Edge("INPUT", "STORED", 1, graph.NO_OWNER),
+    }
+    colours = re.findall("linkStyle . stroke:(.*)", graph.mermaid([picture]))
+    assert colours[0] == "#222222"
+    assert colours[1] in graph.LINES[:-1]
+    assert colours[2] == graph.LINES[-1]
+
+
+def test_chains_of_a_program_collapse_by_their_beginnings():
+    content = [f"ufw-{when}-{what}" for when in "abcdefghijkl" for what in ("input", "output", "forward")]
+    assert {name[:4] for name in graph.collapsed("filter", content, KNOWN).values()} == {"ufw-"}
+
+
 def test_zones_collapse_by_what_they_have_in_common():
     content = {f"{zone}_{what}": Chain(None, ()) for zone in "abcdefghijkl" for what in ("fwd", "in", "out")}
     drawn = graph.collapsed("filter", content, KNOWN)

@@ -32,7 +32,8 @@ def test_pillar_adds_to_an_owner_and_names_new_ones():
     known = owners.parse(
         {
             "docker": {"interfaces": ["mybridge"]},
-            "portal": {"chains": "PORTAL-*", "comments": ["portal: *"], "interfaces": ["guest*"]},
+            "portal": {"chains": ["PORTAL-*", "IN*"], "comments": ["portal: *"], "interfaces": ["guest*"]},
+            "swarm": {"chains": "DOCKER-SWARM*"},
         }
     )
     assert owner_of(known, "filter/FORWARD -i mybridge ! -o mybridge -j ACCEPT") == "docker"
@@ -40,7 +41,11 @@ def test_pillar_adds_to_an_owner_and_names_new_ones():
     assert owner_of(known, "filter/INPUT -j PORTAL-IN") == "portal"
     assert owner_of(known, 'filter/INPUT -m comment --comment "portal: voucher 7" -j ACCEPT') == "portal"
     assert owner_of(known, "filter/INPUT -i guest3 -p udp -j ACCEPT") == "portal"
+    assert owner_of(known, "filter/FORWARD -i eth0 -o guest3 -j ACCEPT") == "portal"
+    # A pattern that fits a built-in chain makes nobody the owner of all that is in it.
     assert owner_of(known, "filter/INPUT -i eth0 -p udp -j ACCEPT") == "unknown"
+    # The user's own is the more precise.
+    assert owner_of(known, "filter/FORWARD -j DOCKER-SWARM-1") == "swarm"
 
 
 @pytest.mark.parametrize(
