@@ -160,16 +160,17 @@ class _Reader:
         return not line or line == "COMMIT" or (line[0] in "#*:[" and raw[0] in " \t")
 
     def _check_bytes(self, raw: str) -> None:
-        if len(raw) > LONGEST_LINE:
+        length = len(raw) if raw.isascii() else len(raw.encode("utf-8", "surrogateescape"))
+        if length > LONGEST_LINE:
             raise self.error(
-                f"the line is {len(raw)} characters long; iptables-restore reads at most {LONGEST_LINE}. "
+                f"the line is {length} characters long; iptables-restore reads at most {LONGEST_LINE}. "
                 "Split the rule, or put its addresses into an ipset"
             )
         if _CONTROL.search(raw):
             raise self.error("the line holds a control character: this is not a text file of iptables rules")
 
     def _open(self, line: str) -> None:
-        name = line[1:].strip()
+        name = line[1:].strip(" \t")
         if self._section:
             raise self.error(
                 f"the table '{self._section.name}' opened at line {self._section.line} has no COMMIT before this "
@@ -254,7 +255,7 @@ class _Reader:
             raise self.error("a double quote is opened and never closed; a quoted text cannot go on in the next line")
         plain = _PLAIN_RULE.match(line)
         if plain:
-            self._add(section, StoredRule(plain.group(1), line[plain.end() :].rstrip(), self._number, delete))
+            self._add(section, StoredRule(plain.group(1), line[plain.end() :], self._number, delete))
             return
         parts = words(line)
         place = next((i for i, word in enumerate(parts) if _COMMANDS.match(word.value)), None)
@@ -279,7 +280,7 @@ class _Reader:
             insert_at = 1
             if len(arguments) > 1 and _NUMBER.match(arguments[1].value):
                 insert_at, end = int(arguments[1].value), arguments[1].end
-        spec = " ".join(part for part in (line[: command.start].strip(), line[end:].strip()) if part)
+        spec = " ".join(part for part in (line[: command.start].strip(" \t"), line[end:].strip(" \t")) if part)
         self._add(section, StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
 
     def _add(self, section: _Section, rule: StoredRule) -> None:

@@ -89,6 +89,23 @@ def test_longest_line():
                 read(data)
 
 
+def test_longest_line_in_bytes():
+    start = "-A INPUT -j ACCEPT -m comment --comment "
+    data = ("*filter\n" + start + "ü" * (LONGEST_LINE - len(start)) + "\nCOMMIT\n").encode()
+    with pytest.raises(
+        HostError, match=rf"^/rules, line 2: the line is {2 * LONGEST_LINE - len(start)} characters long"
+    ):
+        read(data)
+
+
+def test_a_blank_that_iptables_does_not_know_is_no_blank():
+    """Copied from a web page, mostly: iptables-restore would refuse the line at boot, so it must be tried with it."""
+    stored = read("*filter\n-A INPUT -j ACCEPT\u00a0\n-A INPUT -i lo -I INPUT\u2003\nCOMMIT\n".encode())
+    assert stored.tables["filter"].rules[0].spec == "-j ACCEPT\u00a0"
+    with pytest.raises(HostError, match="malformed table header"):
+        read("*filter\u00a0\nCOMMIT\n".encode())
+
+
 @given(st.one_of(st.binary(), st.lists(st.sampled_from(LINES)).flatmap(
     lambda lines: st.sampled_from(["\n", "", "\r\n"]).map(lambda end: end.join(lines).encode())
 )))  # fmt: skip
