@@ -10,10 +10,9 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import _iptlive_kernel as kernel
 from _iptlive_files import choose
-from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key
+from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key, plain
 from _iptlive_options import Options
 from _iptlive_owners import UNKNOWN, Owners, add
-from _iptlive_report import plain
 from _iptlive_stored import LONGEST_LINE
 from _iptlive_survey import survey
 
@@ -34,6 +33,8 @@ class Candidate(NamedTuple):
 def export(options: Options, owners: Owners, test: bool, overwrite: bool) -> Dict[str, Any]:
     """Per family the file, and what was left out; written only where all of them plan as in sync. Raises HostError."""
     kernel.check_rights()
+    for family in options.families:
+        kernel.check_family(family)
     tools = [kernel.find_tools(family, options.backend) for family in options.families]
     paths = {family: destination(family, options.files[family]) for family in options.families}
     if not test and not overwrite:
@@ -150,7 +151,9 @@ class _Writer:
 
 
 def _unwritable(line: str) -> Optional[bool]:
-    return len(line) > LONGEST_LINE or any(sign < " " and sign != "\t" for sign in line)
+    return len(line.encode("utf-8", "surrogateescape")) > LONGEST_LINE or any(
+        sign < " " and sign != "\t" for sign in line
+    )
 
 
 def _differences(options: Options, found: Dict[str, Candidate]) -> List[str]:
@@ -166,7 +169,11 @@ def _differences(options: Options, found: Dict[str, Candidate]) -> List[str]:
 
 
 def write(path: str, text: str, keep: bool = False) -> None:
-    """Write a file as a whole or not at all; one that was there lends its rights, and is kept beside it on request."""
+    """Write a file as a whole or not at all; one that was there lends its rights, and is kept beside it on request.
+
+    Where the path is a link it stays one, and what it leads to is written.
+    """
+    path = os.path.realpath(path)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".iptlive-", dir=os.path.dirname(path)) as folder:

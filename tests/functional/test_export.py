@@ -104,6 +104,18 @@ def test_a_file_that_is_there_is_replaced_only_on_request(host):
     assert not any("docker" in warning for warning in after["warnings"])
 
 
+def test_a_file_that_is_a_link_stays_one(host):
+    host.restore(MINE)
+    host.write("/etc/firewall/rules.v4", "# old\n", mode="0640")
+    host.run(["mkdir", "-p", "/etc/iptables"])
+    host.run(["ln", "-s", "/etc/firewall/rules.v4", PATH])
+    export(host, overwrite=True)
+    assert host.run(["readlink", PATH]).stdout == "/etc/firewall/rules.v4\n"
+    assert plan(host)["status"] == "in_sync"
+    assert host.read("/etc/firewall/rules.v4.before-export") == "# old\n"
+    host.run(["rm", "-r", "/etc/firewall"])
+
+
 def test_copies_are_kept_where_they_are_allowed(host):
     host.restore(MINE)
     (warning,) = export(host, test=True)["warnings"]
