@@ -50,8 +50,6 @@ def beacon(config):
     """
     Compare stored and live rules, and return an event where the state is another one than at the last interval.
     """
-    if not __salt__["iptlive.enabled"]():
-        return []
     settings = {}
     for item in config:
         settings.update(item)
@@ -60,12 +58,16 @@ def beacon(config):
     since, was = _last.get(name, (None, "in_sync"))
     found = _look(since, options)
     status = found.get("status", was)
-    _last[name] = (found.pop("fingerprint"), status)
+    fingerprint = found.pop("fingerprint")
+    # What a refusal waits for, such as an ipset, need not leave a trace in the ruleset: look again each time.
+    _last[name] = (None if status == "refused" else fingerprint, status)
     return [] if status == was else [dict(found, tag=status, was=was)]
 
 
 def _look(since, options):
     try:
+        if not __salt__["iptlive.enabled"]():
+            return {"fingerprint": since}
         return __salt__["iptlive.drift"](since=since, **options)
     except (CommandExecutionError, SaltInvocationError) as err:
         return {"fingerprint": None, "status": "error", "message": str(err)}

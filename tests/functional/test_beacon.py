@@ -89,6 +89,17 @@ def test_one_event_per_change_of_state_in_a_day(host):
     ]
 
 
+def test_a_refusal_whose_cure_leaves_no_trace_in_the_ruleset(host):
+    host.restore(STORED)
+    host.write(PATH, STORED.replace("COMMIT", "-A OUTPUT -m set --match-set later dst -j DROP\nCOMMIT"))
+    host.restart_agent()
+    day = Day(host)
+    day.wait(3)
+    host.run(["ipset", "create", "later", "hash:ip"])
+    day.wait(2)
+    assert day.told == [("in_sync", "refused"), ("refused", "changes")]
+
+
 def test_what_an_event_says(host):
     host.restore(STORED)
     host.write(PATH, STORED.replace("-A INPUT -p", "-A INPUT -p udp -j ACCEPT\n-A INPUT -p"))
@@ -128,6 +139,9 @@ def test_an_unchanged_host_is_not_looked_at_again(host):
 
 
 def test_wrong_options_are_an_error_event(host):
+    host.restart_agent()
+    ((event,),) = host.beacon(CONFIG, pillar={"iptlive": {"enabled": "no"}}).value
+    assert "iptlive:enabled" in event["data"]["message"]
     host.restart_agent()
     ((event,),) = host.beacon([{"familys": ["ipv4"]}]).value
     assert event["tag"].endswith("/error")
