@@ -15,9 +15,8 @@ import zlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import _iptlive_kernel as kernel
-from _iptlive_model import HostError, InputError
+from _iptlive_model import HostError, InputError, plain
 from _iptlive_options import Options
-from _iptlive_report import plain
 
 STORED_NAMES = {
     "/etc/iptables/rules.v4": "debian-v4-rules",

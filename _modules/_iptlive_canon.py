@@ -235,7 +235,7 @@ class UserNamespace(Namespace):
                     mapping.write("0 0 4294967295\n")
             # Some distributions hand out user namespaces that may do nothing in them.
             done = self.run(["ip", "link", "set", "lo", "up"])
-        except OSError as err:
+        except (OSError, HostError) as err:
             self.close()
             raise HostError(str(err)) from err
         if done.status:

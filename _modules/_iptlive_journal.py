@@ -163,9 +163,9 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def load(identifier: str) -> Optional[Entry]:
+def load(identifier: Any) -> Optional[Entry]:
     """The entry, or None."""
-    if os.path.basename(identifier) != identifier:
+    if not isinstance(identifier, str) or os.path.basename(identifier) != identifier:
         return None
     try:
         with open(os.path.join(_journal_folder(), identifier + ".json"), encoding="ascii") as file:

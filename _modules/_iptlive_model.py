@@ -39,5 +39,10 @@ def chain_key(family: str, table: str, chain: str) -> str:
     return f"{FAMILIES[family]}/{table}/{chain}"
 
 
+def plain(text: str) -> str:
+    """A comment may hold bytes that are no UTF-8; JSON, Salt's transport and log files take none of them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def is_builtin(table: str, chain: str) -> bool:
     return chain in BUILTIN[table]

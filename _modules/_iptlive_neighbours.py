@@ -7,10 +7,9 @@ import _iptlive_kernel as kernel
 from _iptlive_align import align
 from _iptlive_graph import View
 from _iptlive_journal import Step
-from _iptlive_model import BUILTIN, HostError, chain_key, is_builtin
+from _iptlive_model import BUILTIN, HostError, chain_key, is_builtin, plain
 from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_plan import ChainPlan, StoredState
-from _iptlive_report import plain
 from _iptlive_stored import ranges
 from _iptlive_survey import FamilyView, Survey
 

@@ -4,7 +4,7 @@ import difflib
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from _iptlive_journal import Entry, Step, since_boot
-from _iptlive_model import FAMILIES, chain_key
+from _iptlive_model import FAMILIES, chain_key, plain
 from _iptlive_plan import ChainPlan, Edit, Refusal
 from _iptlive_survey import Survey
 from _iptlive_update import Applied, TakenBack
@@ -135,11 +135,6 @@ def _refusal(refusal: Refusal) -> Dict[str, Any]:
 
 def _anchor(rule) -> Any:
     return None if rule is None else plain(rule)
-
-
-def plain(text: str) -> str:
-    """A comment may hold bytes that are no UTF-8; JSON and Salt's transport take none of them."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def file_change(source: str, path: str, old: Optional[bytes], new: bytes) -> Dict[str, str]:

@@ -131,6 +131,7 @@ def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]
     for name in stored.tables:
         rules = [item for item in chosen if item.table == name]
         chains = {GOING}.union(stored.tables[name].chains, live.get(name, ()))
+        # The built-in ones are there when a rule needs them; to declare them costs nft some milliseconds.
         heads = [f":{chain} - [0:0]" for chain in sorted(chains) if not is_builtin(name, chain)]
         # What is to be deleted need not go together with what is stored: two jumps may make a loop.
         lines = ((item, GOING if item.rule.delete else item.rule.chain, item.rule.spec) for item in rules)

@@ -11,7 +11,7 @@ import _iptlive_canon as canon
 import _iptlive_files as files
 import _iptlive_kernel as kernel
 import _iptlive_rivals as rivals
-from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key, is_builtin
+from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key, is_builtin, plain
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
 from _iptlive_rules import targets
@@ -156,7 +156,7 @@ def _refuse_jump(key: str, edit: Edit, missing: Set[str]) -> ChainPlan:
         (edit.rule,),
         (edit.line,),
     )
-    log.error("%s (%s)", refusal.message, refusal.hint)
+    log.error("%s (%s)", plain(refusal.message), plain(refusal.hint))
     return ChainPlan(refusals=(refusal,))
 
 
@@ -175,13 +175,13 @@ def _live_chain(table: str, chain: str, live: Table) -> Optional[Chain]:
 
 def _log_plan(key: str, state: StoredState, plan: ChainPlan) -> None:
     for refusal in plan.refusals:
-        log.error("%s (%s)", refusal.message, refusal.hint)
+        log.error("%s (%s)", plain(refusal.message), plain(refusal.hint))
     for warning in plan.warnings:
         log.warning("%s", warning)
     if plan.edits:
         log.info("For chain %s, all deletes are performed first", key)
     for edit in plan.edits:
-        log.info("For chain %s, %s at position %s: '%s'", key, edit.action, edit.position, edit.rule)
+        log.info("For chain %s, %s at position %s: '%s'", key, edit.action, edit.position, plain(edit.rule))
     if not plan.edits and not plan.refusals:
         log.debug("For chain %s, all %d stored rules matched, no further checks needed", key, len(state.rules))
 

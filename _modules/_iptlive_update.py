@@ -406,4 +406,4 @@ def _known(identifier: str) -> Entry:
 def _nothing_pending(identifier: Optional[str]) -> str:
     known = [entry for entry in journal.entries() if identifier in (None, entry.id)]
     last = f"; the last one, {known[-1].id}, is {known[-1].state.replace('_', ' ')}" if known else ""
-    return f"no update{' ' + identifier if identifier else ''} waits for a confirmation{last}"
+    return f"no update{f' {identifier}' if identifier else ''} waits for a confirmation{last}"

@@ -448,7 +448,7 @@ def graph(form="dot", path=None, **options):
         salt-call iptlive.graph svg /var/tmp/firewall.svg
         salt-call iptlive.graph mermaid --out=txt
     """
-    if path is not None and not path.startswith("/"):
+    if path is not None and not str(path).startswith("/"):
         raise SaltInvocationError(f"path: expected an absolute path, got {path!r}")
     if form not in ("dot", "mermaid", "svg"):
         raise SaltInvocationError(f"form: expected dot, mermaid or svg, got {form!r}")
@@ -596,5 +596,5 @@ def _salt_errors():
         raise SaltInvocationError(str(err)) from err
     except HostError as err:
         raise CommandExecutionError(report.plain(str(err))) from err
-    except OSError as err:  # a full disk below /tmp, for one
-        raise CommandExecutionError(f"the host gives no room to work in: {err}") from err
+    except OSError as err:  # a full disk below /tmp, for one, or no process more
+        raise CommandExecutionError(f"the host refused: {err}") from err

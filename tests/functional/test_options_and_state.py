@@ -199,5 +199,16 @@ def test_what_is_logged(refusing):
     assert warning in refusing.call("iptlive.plan", **IPV4).log
 
 
+@pytest.mark.parametrize("kept_host", ["nft"], indirect=True)
+def test_log_file_takes_every_rule(host):
+    """A comment may hold bytes that are no UTF-8; a log file that takes only that shows tracebacks in their place."""
+    host.restore(LIVE)
+    host.write(PATH, LIVE.replace("COMMIT", '-A OUTPUT -m comment --comment "\udce9" -j ACCEPT\nCOMMIT'))
+    host.salt_call("saltutil.sync_all", pillar={"iptlive": IPV4}, check=True)
+    done = host.salt_call("iptlive.apply", "--log-file=/run/told", "--log-file-level=info")
+    assert (done.retcode, done.stderr) == (0, "")
+    assert r"\xe9" in host.read("/run/told")
+
+
 def _version(host):
     return host.call("iptlive.plan", **IPV4).value["families"]["IPv4"]["version"]

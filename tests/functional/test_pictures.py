@@ -57,7 +57,9 @@ def test_svg_where_graphviz_is_installed(busy_host):
             graph(busy_host, "svg")
 
 
-@pytest.mark.parametrize(("args", "said"), [(("png",), "form"), (("dot", "x.dot"), "absolute path")])
+@pytest.mark.parametrize(
+    ("args", "said"), [(("png",), "form"), (("dot", "x.dot"), "absolute path"), (("dot", 5), "absolute path")]
+)
 def test_wrong_arguments(host, args, said):
     with pytest.raises(SaltError, match=said) as error:
         graph(host, *args)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from lab.host import SaltError
+
 PATH = "/etc/iptables/rules.v4"
 OLD = "*filter\n-A INPUT -i lo -j ACCEPT\n-A INPUT -s 192.0.2.9/32 -j DROP\n-A INPUT -p icmp -j ACCEPT\nCOMMIT\n"
 NEW = OLD.replace("-A INPUT -s", "#DELETE# -A INPUT -s").replace("COMMIT", "-A OUTPUT -o lo -j ACCEPT\nCOMMIT")
@@ -55,6 +57,15 @@ def test_no_former_rule_left(updated):
     assert set(done["changes"]) == {"IPv4/filter/OUTPUT"}
     assert len(done["warnings"]) == 1 and GONE in done["warnings"][0]
     assert rules(updated) == ["-A INPUT -s 192.0.2.1/32 -j DROP"]
+
+
+@pytest.mark.parametrize("function", ["rollback", "confirm", "outcome"])
+@pytest.mark.parametrize("name", [20260714, "../journal/x", "nosuch"])
+def test_update_that_does_not_exist(updated, function, name):
+    with pytest.raises(SaltError) as caught:
+        updated.call("iptlive." + function, name)
+    assert caught.value.kind == ("CommandExecutionError" if function == "confirm" else "SaltInvocationError")
+    assert str(name) in caught.value.message
 
 
 def test_watchdog_takes_the_rest_back(host):
