@@ -346,7 +346,7 @@ def _chosen(identifier: Optional[str]) -> Entry:
     known = [entry for entry in journal.entries() if entry.boot == journal.boot_id()]
     done = [entry for entry in known if entry.steps and entry.state in ("done",) + journal.UNFINISHED]
     if not done:
-        raise InputError("there is no update to take back since this host was booted")
+        raise HostError("there is no update to take back since this host was booted")
     return done[-1]
 
 

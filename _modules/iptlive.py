@@ -282,7 +282,8 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
     Returns ``id``, ``status`` (``changes``, ``refused``, or ``in_sync`` where nothing of it stands any more),
     ``applied``, ``changes``, ``refusals`` and ``warnings`` as :py:func:`apply` does.
 
-    Raises ``SaltInvocationError`` where there is no such update, ``CommandExecutionError`` where the kernel refused.
+    Raises ``SaltInvocationError`` where there is no such update, ``CommandExecutionError`` where there is none at all
+    or the kernel refused.
 
     CLI Example:
 

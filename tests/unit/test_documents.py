@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import _iptlive_options
+import _iptlive_owners
 import documented
 import pytest
 import yaml
@@ -89,6 +90,11 @@ def test_documents_name_only_what_exists(document):
 def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_every_known_owner_is_named():
+    known = (REPO / "docs" / "neighbours.md").read_text().split("Known are")[1].split("\n\n")[0]
+    assert set(_iptlive_owners.OWNERS) <= set(re.findall(r"\w+", known))
 
 
 def test_every_command_shown_is_run():
