@@ -254,51 +254,60 @@ class Attempt(NamedTuple):
 Decide = Callable[[Table], Dict[str, ChainPlan]]
 
 
-def attempt(tools: Tools, table: str, before: Table, decide: Decide, wait: int) -> Optional[Attempt]:
-    """One verified transaction over the plans that ``decide`` makes; None where it finds nothing to do.
+def attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
+    """One verified transaction over the plans that ``decide`` makes for the chains as they are; None if it makes none.
 
-    The plan is compared with the chains as they are inside the transaction: StaleError is raised, and nothing
-    written, when they differ. ``decide`` may be called again with the table as it is under the lock (legacy), and may
-    raise.
+    What was planned is compared with the chains as they are inside the transaction: StaleError is raised, and nothing
+    written, when they differ. ``decide`` may raise.
     """
-    plans = decide(before)
-    if not plans:
-        return None
-    if tools.backend == "legacy":
-        return _legacy_attempt(tools, table, before, decide, wait)
-    return Attempt(_nft_attempt(tools, table, before, plans), before, plans)
+    way = _legacy_attempt if tools.backend == "legacy" else _nft_attempt
+    return way(tools, table, chains, decide, wait)
 
 
-def _nft_attempt(tools: Tools, table: str, before: Table, plans: Dict[str, ChainPlan]) -> Done:
+def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
     """iptables-nft-restore lists the chains before and after the edits, and sends its batch only after that.
 
     Positions are resolved to rule handles in the very snapshot it lists. Its output goes into a pipe that is too small
     for the padding behind the listings, so it stands still until the listings have been compared: then the pipe is
     drained, or the program is killed with nothing written.
+
+    It is started before the chains are read, and takes its snapshot when its input ends: the less time is between the
+    two, the less often others who write without pause make the plan stale.
     """
-    present = {chain: before[chain] for chain in plans if chain in before}
-    first = "".join(print_list(chain, state) for chain, state in present.items())
-    listings = {chain: _listing_inside(table, chain, before.get(chain), plan) for chain, plan in plans.items()}
-    longest = max(listings, key=lambda chain: len(listings[chain]))
-    # One listing of the padding is compared too: nothing more may stand at the end of the last chain.
-    second = "".join(listings.values()) + listings[longest]
     reader, writer = os.pipe()
     try:
         fcntl.fcntl(writer, F_SETPIPE_SZ, resource.getpagesize())
         hold_back = fcntl.fcntl(writer, F_GETPIPE_SZ) + STDIO_BUFFERS
-        padding = hold_back // len(listings[longest]) + 2
-        lines = ["*" + table]
-        lines += ["-S " + chain for chain in present]
-        lines += commands(table, plans)
-        lines += ["-S " + chain for chain in plans] + ["-S " + longest] * padding + removals(plans) + ["COMMIT", ""]
-        with _started(tools, "\n".join(lines), writer) as process:
+        with _started([tools.restore, "--noflush"], writer) as process:
             os.close(writer)
             writer = -1
-            return _release(process, reader, first, second)
+            before = read_chains(tools, {table: chains}).get(table, {})
+            plans = decide(before)
+            if not plans:
+                return None
+            text, first, second = _nft_input(table, before, plans, hold_back)
+            _say(process, text)
+            _hang_up(process)
+            return Attempt(_release(process, reader, first, second), before, plans)
     finally:
         os.close(reader)
         if writer >= 0:
             os.close(writer)
+
+
+def _nft_input(table: str, before: Table, plans: Dict[str, ChainPlan], hold_back: int):
+    """The program's input, and what it must list: before the edits, and behind them."""
+    present = {chain: before[chain] for chain in plans if chain in before}
+    first = "".join(print_list(chain, state) for chain, state in present.items())
+    listings = {chain: _listing_inside(table, chain, before.get(chain), plan) for chain, plan in plans.items()}
+    longest = max(listings, key=lambda chain: len(listings[chain]))
+    padding = hold_back // len(listings[longest]) + 2
+    lines = ["*" + table]
+    lines += ["-S " + chain for chain in present]
+    lines += commands(table, plans)
+    lines += ["-S " + chain for chain in plans] + ["-S " + longest] * padding + removals(plans) + ["COMMIT", ""]
+    # One listing of the padding is compared too: nothing more may stand at the end of the last chain.
+    return "\n".join(lines), first, "".join(listings.values()) + listings[longest]
 
 
 def _listing_inside(table: str, chain: str, before: Optional[Chain], plan: ChainPlan) -> str:
@@ -315,13 +324,12 @@ def _memory_file():
 
 
 @contextlib.contextmanager
-def _started(tools: Tools, text: str, stdout: int):
-    with _memory_file() as stdin, _memory_file() as stderr:
-        stdin.write(text.encode("utf-8", "surrogateescape"))
-        stdin.seek(0)
+def _started(argv: Sequence[str], stdout: int):
+    """A restore program that waits for its input; whatever happens, it does not outlive us."""
+    with _memory_file() as stderr:
         process = subprocess.Popen(
-            [tools.restore, "--noflush"],
-            stdin=stdin,
+            argv,
+            stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
             env=environment(),
@@ -329,9 +337,14 @@ def _started(tools: Tools, text: str, stdout: int):
         )
         process.errors = stderr
         try:
+            # Whoever must read an answer before it has said all may say so much at once.
+            fcntl.fcntl(process.stdin, F_SETPIPE_SZ, 1 << 20)
             yield process
         finally:
             _end(process)
+            _hang_up(process)
+            if process.stdout:
+                process.stdout.close()
 
 
 def _end(process) -> None:
@@ -390,57 +403,46 @@ def _ended(process) -> Done:
     return Done(status, "", said or (f"it was ended by signal {-status}" if status < 0 else ""))
 
 
-def _legacy_attempt(tools: Tools, table: str, before: Table, decide: Decide, wait: int) -> Optional[Attempt]:
+def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
     """iptables-legacy-restore carries out each line at once, in its own copy of the table, under the xtables lock.
 
     So the chains are listed, planned and edited under one lock, and nothing is written unless COMMIT follows.
     """
     mark = f"iptlive-{os.getpid()}"
     # A built-in chain is there as soon as the program has named its table.
-    listing = ["-S " + chain for chain in sorted(set(before) | set(BUILTIN[table]))]
+    listing = ["-S " + chain for chain in sorted(set(chains) | set(BUILTIN[table]))]
     # The mark ends the listing; it lives and dies in the program's copy of the table.
     opening = ["*" + table] + listing + ["-N " + mark, "-S " + mark, "-X " + mark, ""]
-    with _memory_file() as stderr:
-        process = subprocess.Popen(
-            [tools.restore, "--noflush", "-w", str(max(1, int(wait)))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment(),
-            start_new_session=True,
-        )
-        process.errors = stderr
-        try:
-            # All of the opening must fit, or the program and we would wait for each other.
-            fcntl.fcntl(process.stdin, F_SETPIPE_SZ, 1 << 20)
-            _say(process, "\n".join(opening))
-            listed = _listed_until(process, f"-N {mark}\n", wait)
-            if listed is None:
-                return Attempt(_ended(process), before, {})
-            current = dict(parse_lists(listed))
-            plans = decide(current)
-            if not plans:
-                return None
-            _say(process, "\n".join(commands(table, plans) + removals(plans) + ["COMMIT", ""]))
-            _hang_up(process)
-            return Attempt(_ended(process), current, plans)
-        finally:
-            _end(process)
-            _hang_up(process)
-            process.stdout.close()
+    with _started([tools.restore, "--noflush", "-w", str(max(1, int(wait)))], subprocess.PIPE) as process:
+        _say(process, "\n".join(opening))
+        listed = _listed_until(process, f"-N {mark}\n", wait)
+        if listed is None:
+            return Attempt(_ended(process), {}, {})
+        before = dict(parse_lists(listed))
+        plans = decide(before)
+        if not plans:
+            return None
+        _say(process, "\n".join(commands(table, plans) + removals(plans) + ["COMMIT", ""]))
+        _hang_up(process)
+        return Attempt(_ended(process), before, plans)
 
 
 def _say(process, text: str) -> None:
-    try:
-        process.stdin.write(text.encode("utf-8", "surrogateescape"))
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it ended on an error; its status and message tell which
+    """Nothing may hang for ever: a program that does not take its input is ended."""
+    left = memoryview(text.encode("utf-8", "surrogateescape"))
+    pipe = process.stdin.fileno()
+    os.set_blocking(pipe, False)
+    # Where it ended on an error its status and message tell which.
+    with contextlib.suppress(BrokenPipeError):
+        while left:
+            if not select.select([], [pipe], [], TIMEOUT)[1]:
+                _end(process)
+                return
+            left = left[os.write(pipe, left) :]
 
 
 def _hang_up(process) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
+    process.stdin.close()
 
 
 def _listed_until(process, mark: str, wait: int) -> Optional[str]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Iterable, Optional
 
 import _iptlive_kernel as kernel
 from _iptlive_align import align
@@ -28,13 +28,24 @@ def ignore(step: Step) -> None:
 class Transaction:
     """The edits that ``decide`` finds for some chains of one table.
 
-    ``record`` is told of a step before it is sent and once it is known to be committed, as planned.
+    ``record`` is told of a step before it is sent and once it is known to be committed, as planned. ``known`` are
+    those of the chains that were there when somebody last looked.
     """
 
-    def __init__(self, tools: kernel.Tools, table: str, chains, decide: kernel.Decide, deadline: float, record: Record):
+    def __init__(
+        self,
+        tools: kernel.Tools,
+        table: str,
+        chains: Iterable[str],
+        decide: kernel.Decide,
+        deadline: float,
+        record: Record,
+        known: Optional[Iterable[str]] = None,
+    ):
         self._tools = tools
         self._table = table
         self._chains = tuple(chains)
+        self._known = known
         self._decide = decide
         self._deadline = deadline
         self._record = record
@@ -65,8 +76,7 @@ class Transaction:
                     raise self._refusal(err.done) from err
 
     def _once(self) -> Optional[Step]:
-        live = self._read()
-        sent = kernel.attempt(self._tools, self._table, live, self._announced, self._seconds_left())
+        sent = kernel.attempt(self._tools, self._table, self._listable(), self._announced, self._seconds_left())
         if sent is None:
             return None
         step = self._step(sent.before, sent.plans)
@@ -80,6 +90,16 @@ class Transaction:
         self._record(step)
         log.info("Live update of %s completed", self._name)
         return step
+
+    def _listable(self) -> Iterable[str]:
+        """A legacy program fails over a chain that is not there: who wants to be sure reads the whole table first.
+
+        The first time it is quicker to believe what was seen when the plan was made.
+        """
+        if self._tools.backend == "nft":
+            return self._chains
+        known, self._known = self._known, None
+        return self._read() if known is None else set(known).intersection(self._chains)
 
     def _announced(self, live: Table) -> Dict[str, ChainPlan]:
         plans = self._decide(live)

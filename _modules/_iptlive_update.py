@@ -124,7 +124,8 @@ def _commit(found: Survey, run: "_Run") -> None:
         for table in sorted(view.plans, key=COMMIT_ORDER.index):
             if any(plan.edits for plan in view.plans[table].values()):
                 decide = decider(found.options, view, table)
-                if not Transaction(view.tools, table, view.states[table], decide, deadline, run.record).run():
+                there = view.live.get(table, ())
+                if not Transaction(view.tools, table, view.states[table], decide, deadline, run.record, there).run():
                     run.forget_unsent()
 
 
