@@ -1,7 +1,7 @@
 """What was planned, sent and committed, kept on disk so that whoever comes next knows it, whatever happened to us.
 
-Below ``/var/lib/iptlive`` (root only) each update has one JSON file, replaced atomically and flushed to the disk before
-the step that it announces is taken. The folder's lock lets one run at a time change anything.
+Below ``/var/lib/iptlive`` (root only) each update has one JSON file, replaced atomically before the step that it
+announces is taken. The folder's lock lets one run at a time change anything.
 """
 
 import contextlib
@@ -141,22 +141,28 @@ def _unwritable(err: OSError) -> HostError:
     )
 
 
-def save(entry: Entry) -> None:
-    """Replace the entry's file; after the return it is on the disk. Raises HostError."""
+def save(entry: Entry, flush: bool = True) -> None:
+    """Replace the entry's file; with ``flush`` it is on the disk after the return. Raises HostError."""
     path = os.path.join(_journal_folder(), entry.id + ".json")
     try:
         with open(path + ".new", "w", encoding="ascii", opener=_private) as file:
             json.dump(_to_json(entry), file)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.replace(path + ".new", path)
-        folder = os.open(_journal_folder(), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if flush:
+            _flush_folder()
     except OSError as err:
         raise _unwritable(err) from err
+
+
+def _flush_folder() -> None:
+    folder = os.open(_journal_folder(), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _private(path: str, flags: int) -> int:

@@ -271,17 +271,18 @@ def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide
     for the padding behind the listings, so it stands still until the listings have been compared: then the pipe is
     drained, or the program is killed with nothing written.
 
-    It is started before the chains are read, and takes its snapshot when its input ends: the less time is between the
-    two, the less often others who write without pause make the plan stale.
+    It is started before the chains are read, and takes its snapshot at its COMMIT: the less time is between the two,
+    the less often others who write without pause make the plan stale.
     """
+    program = [tools.restore, "--noflush"]
     reader, writer = os.pipe()
     try:
         fcntl.fcntl(writer, F_SETPIPE_SZ, resource.getpagesize())
         hold_back = fcntl.fcntl(writer, F_GETPIPE_SZ) + STDIO_BUFFERS
-        with _started([tools.restore, "--noflush"], writer) as process:
+        with _started(program, subprocess.PIPE) as lister, _started(program, writer) as process:
             os.close(writer)
             writer = -1
-            before = read_chains(tools, {table: chains}).get(table, {})
+            before = _snapshot(tools, lister, table, chains)
             plans = decide(before)
             if not plans:
                 return None
@@ -293,6 +294,38 @@ def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide
         os.close(reader)
         if writer >= 0:
             os.close(writer)
+
+
+def _snapshot(tools: Tools, lister, table: str, chains: Sequence[str]) -> Table:
+    """The chains as they are, without waiting for the end of the program that lists them.
+
+    When it closes its netlink socket the kernel makes it wait for the commit that somebody else is in the middle of,
+    and after that the listing is no longer true. A line that is no command makes it write out what it has first.
+    """
+    with contextlib.suppress(NoAnswerError):
+        there = existing_chains(tools.family, {table: chains})[table]
+        if not there:
+            return {}
+        # The first chain's second header tells that all of them have been listed.
+        _say(lister, listing({table: there + there[:1]}) + "end\n")
+        _hang_up(lister)
+        listed = _listed_until_again(lister)
+        if listed is not None:
+            return dict(parse_lists(listed))
+    return read_chains(tools, {table: chains}).get(table, {})
+
+
+def _listed_until_again(lister) -> Optional[str]:
+    """What is listed before the first line comes again; None where the program ended instead."""
+    got, end = b"", -1
+    while end < 0:
+        part = _read(lister, lister.stdout.fileno(), 65536)
+        if not part:
+            return None
+        got += part
+        header = got.find(b"\n") + 1
+        end = got.find(b"\n" + got[:header], header - 1) if header else -1
+    return got[: end + 1].decode("utf-8", "surrogateescape")
 
 
 def _nft_input(table: str, before: Table, plans: Dict[str, ChainPlan], hold_back: int):

@@ -99,6 +99,7 @@ def _write_only(found: Survey, new: NewFiles, notes: List[str]) -> Applied:
 def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, notes: List[str]) -> Applied:
     try:
         run.prepare(new.contents)
+        run.save(flush=False)  # also proves that the journal can be written
         if guard.seconds:
             run.arm(found.options.wait, arm)
         _commit(found, run)
@@ -136,12 +137,16 @@ class _Run:
         self.entry = entry
 
     def record(self, step: Step) -> None:
-        """A step is about to be sent (again), or was committed."""
-        self.save(steps=self._sent_before() + (step,))
+        """A step is about to be sent (again), or was committed.
+
+        It need not wait for the disk, while others write to the chains that were just read: our death loses no file,
+        and the machine's takes the kernel's rules with it.
+        """
+        self.save(flush=False, steps=self._sent_before() + (step,))
 
     def forget_unsent(self) -> None:
         """The table turned out to need nothing any more."""
-        self.save(steps=self._sent_before())
+        self.save(flush=False, steps=self._sent_before())
 
     def _sent_before(self) -> Tuple[Step, ...]:
         steps = self.entry.steps
@@ -176,9 +181,9 @@ class _Run:
         if state == "done":
             files.put(self.entry.files)
 
-    def save(self, **changes) -> None:
+    def save(self, flush: bool = True, **changes) -> None:
         self.entry = self.entry._replace(**changes)
-        journal.save(self.entry)
+        journal.save(self.entry, flush)
 
 
 def seconds_left(entry: Entry) -> float:
