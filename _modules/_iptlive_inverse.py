@@ -40,11 +40,16 @@ def plan_inverse(
     refusals = [_refuse(name, refusal) for refusal in placer.refusals]
     if refusals and placement == "refuse":
         return ChainPlan(refusals=tuple(refusals))
+    rules = placer.result
     if refusals:
-        # Only a chain in which no former rule stands can be refused then: there is nothing else to put back.
-        placer = Placer(name, (), (), left, placement)
-    edits = numbered(gone) + placer.edits + _policy_back(plan, now)
-    result = Chain(edits[-1].rule if edits and edits[-1].action == "policy" else now.policy, placer.result)
+        # Only a chain in which no former rule stands can be refused then: there is nothing to put back, and what was
+        # only moved must not be lost.
+        moved = {edit.rule for edit in plan.edits if edit.moved}
+        gone = [edit for edit in gone if edit.rule not in moved]
+        taken = {edit.position for edit in gone}
+        rules = tuple(rule for position, rule in enumerate(now.rules, 1) if position not in taken)
+    edits = numbered(gone) + ([] if refusals else placer.edits) + _policy_back(plan, now)
+    result = Chain(edits[-1].rule if edits and edits[-1].action == "policy" else now.policy, rules)
     if before is None and not result.rules:
         edits.append(Edit("delete_chain"))
     return ChainPlan(tuple(edits), (), tuple(refusal.message for refusal in refusals), result)
