@@ -97,7 +97,7 @@ def _ask_minions(client, targets: Targets, function: str, arguments) -> Iterator
 
 
 def silence(host: str) -> Answer:
-    return Answer(host, error="no answer", silent=True)
+    return Answer(host, error="nothing came back in time", silent=True)
 
 
 def _minion_answer(host: str, reply: Dict[str, Any]) -> Answer:

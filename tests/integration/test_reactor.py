@@ -31,6 +31,8 @@ def test_a_drifted_minion_is_brought_back():
         host.run(["iptables", "-A", "INPUT", "-p", "udp", "-j", "DROP"])
         in_order = host.save()
         fleet.pillar(PILLAR)
+        # Salt 3006 gives its beacons the pillar that was there when the modules were loaded last.
+        fleet.salt("m1", "saltutil.refresh_modules", "async=False")
         wait_for(lambda: "iptlive" in str(fleet.salt("m1", "beacons.list").value))
         host.run(["iptables", "-D", "INPUT", "-p", "icmp", "-j", "ACCEPT"])
         # As it was, the rule of somebody else too.
