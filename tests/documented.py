@@ -116,23 +116,35 @@ def _all_blocks():
         here = document.relative_to(REPO).as_posix()
         yield from sorted(_fenced(text, here) + _in_running_text(text, here), key=lambda block: _line(block.place))
     for source in SOURCES:
-        yield from _in_docstrings(source)
+        yield from (Block(place, tuple(_commands(shown))) for place, shown in _in_docstrings(source, "bash"))
 
 
 def _line(place):
     return int(place.rpartition(":")[2])
 
 
-def _fenced(text, here):
-    found = []
+def settings():
+    """(place, YAML text) of all that is shown of it."""
+    for document in DOCUMENTS:
+        for place, language, content in _fences(document.read_text(encoding="utf-8"), document.name):
+            if language == "yaml":
+                yield place, content
+    for source in SOURCES:
+        yield from _in_docstrings(source, "yaml")
+
+
+def _fences(text, here):
     for fence in _FENCE.finditer(text):
         language, content = fence.groups()
         place = f"{here}:{_number(text, fence.start())}"
         if language not in LANGUAGES:
             raise ValueError(f"{place}: a block in {language!r}, none of {', '.join(sorted(LANGUAGES))}")
-        if language == "console":
-            found.append(Block(place, tuple(_commands(content))))
-    return found
+        yield place, language, content
+
+
+def _fenced(text, here):
+    fences = _fences(text, here)
+    return [Block(place, tuple(_commands(content))) for place, language, content in fences if language == "console"]
 
 
 def _number(text, offset):
@@ -165,9 +177,10 @@ def _spans(text):
     indented = re.search(r"\n\n {4}\S.*", blanked)
     if indented:
         raise ValueError(f"an indented block, which says not what it is: {indented.group().strip()!r}")
-    for span in re.finditer(r"`([^`\n]+)`", blanked):
-        if re.match(r"[a-z./][\w./-]* ", span.group(1)):
-            yield _number(blanked, span.start()), span.group(1)
+    for span in re.finditer(r"`((?:[^`\n]|\n(?!\n))+)`", blanked):
+        code = " ".join(span.group(1).split())
+        if re.match(r"[a-z./][\w./-]* ", code):
+            yield _number(blanked, span.start()), code
 
 
 def _in_running_text(text, here):
@@ -179,11 +192,12 @@ def _in_running_text(text, here):
     return found
 
 
-def _in_docstrings(source):
+def _in_docstrings(source, language):
     tree = ast.parse(source.read_text(encoding="utf-8"))
     here = source.relative_to(REPO).as_posix()
     for node in ast.walk(tree):
         if not isinstance(node, (ast.Module, ast.FunctionDef)):
             continue
-        for shown in re.findall(r"code-block:: bash\n\n((?: {4,}.*\n|\n)+)", (ast.get_docstring(node) or "") + "\n"):
-            yield Block(f"{here}:{getattr(node, 'lineno', 1)}", tuple(_commands(textwrap.dedent(shown))))
+        text = (ast.get_docstring(node) or "") + "\n"
+        for shown in re.findall(rf"code-block:: {language}\n\n((?: {{4,}}.*\n|\n)+)", text):
+            yield f"{here}:{getattr(node, 'lineno', 1)}", textwrap.dedent(shown)

@@ -92,6 +92,25 @@ def test_links_between_documents_lead_somewhere(document):
         assert (document.parent / target).exists(), target
 
 
+def options_in(shown):
+    """The options of pillar, states and beacons in a piece of YAML."""
+    pillar = shown.get("iptlive", {})
+    if isinstance(pillar, dict):
+        yield {name: value for name, value in pillar.items() if name not in face()[1]}
+    for state in shown.values():
+        if isinstance(state, dict) and isinstance(state.get("iptlive.managed"), list):
+            yield {name: value for option in state["iptlive.managed"] for name, value in option.items()}
+    for option in shown.get("beacons", {}).get("iptlive", []):
+        yield {name: value for name, value in option.items() if name != "interval"}
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=place) for place, text in documented.settings()])
+def test_settings_shown_are_accepted(text):
+    shown = yaml.safe_load(text)
+    for options in options_in(shown) if isinstance(shown, dict) else ():
+        _iptlive_owners.parse(_iptlive_options.parse(options).owners)
+
+
 def test_every_known_owner_is_named():
     known = (REPO / "docs" / "neighbours.md").read_text().split("Known are")[1].split("\n\n")[0]
     assert set(_iptlive_owners.OWNERS) <= set(re.findall(r"\w+", known))
