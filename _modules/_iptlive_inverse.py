@@ -9,7 +9,7 @@ it, for the rest must not stay because of it.
 from typing import Container, Dict, List, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
-from _iptlive_model import Chain
+from _iptlive_model import Chain, is_builtin
 from _iptlive_plan import ChainPlan, Edit, Line, Placer, Refusal, numbered
 
 
@@ -26,6 +26,9 @@ def plan_inverse(
     """``before`` is the chain that ``plan`` was made for (None: it created it), ``now`` the chain as it is."""
     if now is None:
         return ChainPlan()
+    if before is None and is_builtin(*name.split("/", 2)[1:]):
+        # The nft kernel makes them when they are needed first. They stay: one with a policy could not be removed.
+        before = Chain("ACCEPT")
     old = before.rules if before else ()
     after = _trace(old, plan.edits)
     place = align([rule.rule for rule in after], now.rules)

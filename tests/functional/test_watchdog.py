@@ -47,6 +47,17 @@ def test_programs_that_cannot_be_started_for_a_while(ready):
     wait_until(lambda: not ready.run(["ls", "/var/lib/iptlive/watchdog"], check=False).stdout)
 
 
+def test_first_update_of_a_host(new_host):
+    """Which makes the built-in chains on the nft backend: they cannot be removed again, with a policy that drops."""
+    host = new_host
+    host.write(PATH, NEW.replace("*filter\n", "*filter\n:INPUT DROP [0:0]\n:MINE - [0:0]\n-A MINE -j DROP\n"))
+    update = host.call("iptlive.apply", policy="enforce", **GUARDED).value
+    assert ":INPUT DROP" in host.save() and "-N MINE" in host.run(["iptables", "-S"]).stdout
+    wait_until(lambda: ":INPUT ACCEPT" in host.save())
+    assert host.call("iptlive.outcome", update["id"]).value["reason"] == "not confirmed within 1 seconds"
+    assert host.run(["iptables", "-S"]).stdout == "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n-P OUTPUT ACCEPT\n"
+
+
 SYSTEMD_RUN = """\
 #!/bin/sh
 # As the real one: what it starts runs in the namespaces of process 1.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from plan_model import carried_out, is_subsequence
 
 NAME = "IPv4/filter/INPUT"
+MADE = "IPv4/filter/MINE"  # by the update
 RULES = st.lists(st.sampled_from("abcdef"), max_size=6)
 DISTINCT = st.lists(st.sampled_from("abcdefghXYZ"), max_size=9, unique=True)
 POLICY = st.sampled_from(["ACCEPT", "DROP"])
@@ -43,7 +44,7 @@ def test_back_to_what_was_there(update):
     before, made = update
     now = carry_out(before, made)
     assert now == made.result
-    inverse = plan_inverse(NAME, before, made, now)
+    inverse = plan_inverse(NAME if before else MADE, before, made, now)
     assert inverse.refusals == ()
     assert carry_out(now, inverse) == before
 
@@ -60,7 +61,7 @@ def test_what_others_did_since_stays(update, data):
     for number in range(data.draw(st.integers(0, 3))):
         now.insert(data.draw(st.integers(0, len(now))), f"other{number}")
     placement = data.draw(st.sampled_from(["refuse", "after", "before"]))
-    inverse = plan_inverse(NAME, before, made, after._replace(rules=tuple(now)), placement)
+    inverse = plan_inverse(NAME if before else MADE, before, made, after._replace(rules=tuple(now)), placement)
     if inverse.warnings:
         moved = {edit.rule for edit in made.edits if edit.moved}
         assert placement != "refuse" and not set(was) & set(now) - moved, "only where no former rule is left"
@@ -106,5 +107,14 @@ def test_a_policy_that_others_changed_is_left_alone():
 
 def test_a_created_chain_that_others_use_stays():
     made = plan_chain(NAME, StoredState((Line("a", 3),)), None, Choices())
-    inverse = plan_inverse(NAME, None, made, Chain(None, ("a", "other")))
+    inverse = plan_inverse(MADE, None, made, Chain(None, ("a", "other")))
     assert [(edit.action, edit.position) for edit in inverse.edits] == [("delete", 1)]
+
+
+def test_a_built_in_chain_is_never_removed():
+    made = plan_chain(
+        NAME, StoredState((Line("a", 3),), policy="DROP", line=2), Chain("ACCEPT"), Choices(policy="enforce")
+    )
+    inverse = plan_inverse(NAME, None, made, Chain("DROP", ("a",)))
+    assert [edit.action for edit in inverse.edits] == ["delete", "policy"]
+    assert inverse.result == Chain("ACCEPT", ())
