@@ -2,7 +2,7 @@
 
 from typing import Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Set
 
-from _iptlive_model import Table, chain_key, is_builtin
+from _iptlive_model import HostError, Table, chain_key, is_builtin
 from _iptlive_plan import Refusal
 from _iptlive_rules import other_family, sets, targets
 from _iptlive_scratch import Item
@@ -35,6 +35,8 @@ class Host(NamedTuple):
 
 
 def check(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item], host: Host) -> References:
+    """Raises HostError for a chain that cannot be made, whatever the host has."""
+    _check_names(stored, live)
     named = {name for item in chosen for name in sets(item.rule.spec)}
     existing = host.sets() if named else set()
     foreign_targets: Dict[str, bool] = {}
@@ -51,6 +53,16 @@ def check(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item], ho
         elif not item.rule.delete:
             refusals[item.index] = _refuse(stored, item, *missing)
     return References(usable, refusals, named & existing)
+
+
+def _check_names(stored: StoredFile, live: Dict[str, Table]) -> None:
+    for table, own in stored.tables.items():
+        for name, chain in own.chains.items():
+            if name in KNOWN_TARGETS and name not in live.get(table, ()):
+                raise HostError(
+                    f"{stored.path}, line {chain.line}: the chain '{name}' is called like a target, and iptables makes "
+                    "no such chain. Give it another name; nothing was changed"
+                )
 
 
 def _missing_target(item: Item, own: Container[str], asked: Dict[str, bool], host: Host) -> Optional[Sequence[str]]:

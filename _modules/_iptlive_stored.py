@@ -221,6 +221,8 @@ class _Reader:
             raise self.error(
                 f"the chain name '{name}' has {len(name)} characters; the kernel takes at most {LONGEST_NAME}"
             )
+        if name[0] in "-!":
+            raise self.error(f"the chain name '{name}' starts with '{name[0]}', which iptables takes for an option")
         earlier = section.chains.get(name)
         if earlier:
             raise self.error(f"chain '{name}' is declared already at line {earlier.line}. Remove one of the two")

@@ -50,6 +50,16 @@ def test_policy_of_a_chain_in_use(host):
     assert ":INPUT DROP" in host.save()
 
 
+def test_policy_that_the_table_does_not_take(host):
+    host.write(PATH, "*nat\n:PREROUTING DROP [0:0]\n-A PREROUTING -i lo -j ACCEPT\nCOMMIT\n")
+    for fun in ("iptlive.plan", "iptlive.apply"):
+        answer = host.call(fun, policy="enforce", **IPV4_ONLY).value
+        (refusal,) = answer["refusals"]["IPv4/nat/PREROUTING"]
+        assert (answer["changes"], refusal["reason"]) == ({}, "policy")
+        assert "'policy: report'" in refusal["hint"]
+    assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
+
+
 COUNTED = """\
 *filter
 -A INPUT -p udp -m udp --dport 1001 -j ACCEPT

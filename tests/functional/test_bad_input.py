@@ -35,6 +35,16 @@ FILES = {
         f"{V6}, line 2: the chain name '{'a' * 29}' has 29 characters",
         "the kernel takes at most 28",
     ),
+    "chain named like an option": (
+        "*filter\n:-MINE - [0:0]\nCOMMIT\n",
+        f"{V6}, line 2: the chain name '-MINE' starts with '-'",
+        "which iptables takes for an option",
+    ),
+    "chain named like a target": (
+        "*filter\n:REJECT - [0:0]\n-A REJECT -j DROP\nCOMMIT\n",
+        f"{V6}, line 2: the chain 'REJECT' is called like a target",
+        f"Give it another name; {NOT_LOADED}",
+    ),
     "unknown match": (
         START + "-A INPUT -m nosuch -j ACCEPT\nCOMMIT\n",
         f"{V6}, line 3: ip6tables-restore refuses the rule '-A INPUT -m nosuch -j ACCEPT': ",
