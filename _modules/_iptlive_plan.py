@@ -184,11 +184,8 @@ def _policy(name: str, stored: StoredState, chain: Chain, choices: Choices):
     message = f"{name}: the kernel's policy is {chain.policy}, the stored one {stored.policy}"
     if choices.policy == "enforce" and stored.policy == "DROP" and name.split("/")[1] == "nat":
         hint = f"write ACCEPT in line {stored.line}, or set 'policy: report' for {name}"
-        return (
-            [],
-            [Refusal("policy", f"{message}, which iptables does not take in this table", hint, lines=(stored.line,))],
-            [],
-        )
+        message += ", which iptables does not take in this table"
+        return [], [Refusal("policy", message, hint, lines=(stored.line,))], []
     if choices.policy == "enforce":
         return [Edit("policy", rule=stored.policy, line=stored.line, was=chain.policy)], [], []
     if choices.policy == "refuse":
