@@ -189,7 +189,7 @@ def test_kernel_without_the_table(live):
     live.write(V6, GOOD)
     live.write(
         "/run/no-table/ip6tables-restore",
-        f"#!/bin/sh\n[ $1 != -V ] || exec /usr/sbin/ip6tables-{live.backend}-restore -V\n"
+        f'#!/bin/sh\n[ "$1" != -V ] || exec /usr/sbin/ip6tables-{live.backend}-restore -V\n'
         "echo \"ip6tables-restore v1.8.9 (legacy): unable to initialize table 'filter'\n\" >&2\n"
         "echo 'Error occurred at line: 1' >&2\nexit 3\n",
         mode="0755",
