@@ -121,6 +121,7 @@ def test_every_command_shown_is_run():
     for block in documented.blocks():
         for command in block.commands:
             assert command.text.split()[0] in documented.RUN, f"{block.place}: {command.text} is run by no test"
+            assert not command.text.endswith("..."), f"{block.place}: {command.text} cannot be run"
 
 
 def test_what_is_not_run_is_still_shown():
