@@ -152,9 +152,13 @@ def _chain_options(name: str, key: str, settings: Any) -> Dict[str, Any]:
 def _confirm_check(name: str, value: Any) -> Union[str, Tuple[str, ...]]:
     if value in ("master", "manual"):
         return value
-    if not isinstance(value, (list, tuple)) or not value or not all(_ENDPOINT.match(str(each)) for each in value):
+    if not isinstance(value, (list, tuple)) or not value or not all(map(_is_endpoint, value)):
         raise _wrong(name, value, "master, manual, or a list of endpoints written host:port")
     return tuple(value)
+
+
+def _is_endpoint(value: Any) -> bool:
+    return isinstance(value, str) and bool(_ENDPOINT.match(value)) and 0 < int(value.rpartition(":")[2]) < 1 << 16
 
 
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/]+):\d{1,5}\Z")

@@ -249,11 +249,10 @@ def _keep_old(backup_mode, paths):
 
 def _checks(confirm_check):
     """The endpoints whose answer confirms an update; none where somebody must confirm it."""
-    if confirm_check == "manual":
-        return ()
-    if confirm_check == "master":
-        return (_master(),) if _master() else ()
-    return confirm_check
+    if isinstance(confirm_check, tuple):
+        return confirm_check
+    master = _master() if confirm_check == "master" else None
+    return (master,) if master else ()
 
 
 def _master():

@@ -33,6 +33,8 @@ WRONG = {
     "policy": ["DROP", None],
     "reorder": ["yes", 1, None],
     "partial": ["true", 0],
+    "confirm": [-1, True, "60"],
+    "confirm_check": ["nobody", [], ["host"], ["host:0"], ["host:65536"], ["a b:1"], [22], {"host": 22}],
     "wait": [-1, True, "10", 1.5, None],
     "chains": [
         ["IPv4/filter/INPUT"],
