@@ -1,12 +1,12 @@
 """A carried-out plan to the plan that takes it back, anchored in the chain as it is now.
 
 Not a return to an old dump: what others have written since then stays. Rules that the plan inserted are deleted, rules
-that it deleted come back between the neighbours they had, as far as those still stand there. Where none does, and
-``placement`` asks for the nearest place that can be proved, there is none: the rule is left out and the plan warns of
-it, for the rest must not stay because of it.
+that it deleted come back between the neighbours they had, as far as those still stand there. Where no former rule is
+left at all, ``placement`` decides for the update's own rules as the place or, where they have gone too, for the end of
+the chain: there the former rules overrule nobody, and what they let in is let in again.
 """
 
-from typing import Container, Dict, List, NamedTuple, Optional, Tuple
+from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
 from _iptlive_model import Chain, is_builtin
@@ -40,37 +40,43 @@ def plan_inverse(
     left = [now.rules[at] for at in left]
     lines, matched = _former(old, {rule.before for rule in after}, still, left)
     placer = Placer(name, lines, matched, left, placement)
-    refusals = [_refuse(name, refusal) for refusal in placer.refusals]
-    if refusals and placement == "refuse":
-        return ChainPlan(refusals=tuple(refusals))
-    rules = placer.result
-    if refusals:
-        # Only a chain in which no former rule stands can be refused then: there is nothing to put back, and what was
-        # only moved must not be lost.
-        moved = {edit.rule for edit in plan.edits if edit.moved}
-        gone = [edit for edit in gone if edit.rule not in moved]
-        taken = {edit.position for edit in gone}
-        rules = tuple(rule for position, rule in enumerate(now.rules, 1) if position not in taken)
-    edits = numbered(gone) + ([] if refusals else placer.edits) + _policy_back(plan, now)
+    back, rules, warnings = placer.edits, placer.result, []
+    if placer.refusals and placement == "refuse":
+        return ChainPlan(refusals=tuple(_refuse(name, refusal) for refusal in placer.refusals))
+    if placer.refusals:
+        # Only a chain in which no former rule stands can be refused then.
+        at = min(ours, default=len(left))
+        back = [Edit("insert", at + count, *line) for count, line in enumerate(lines, 1)]
+        rules = (*left[:at], *(line.rule for line in lines), *left[at:])
+        warnings = [_told(name, lines, bool(ours))]
+    edits = numbered(gone) + back + _policy_back(plan, now)
     result = Chain(edits[-1].rule if edits and edits[-1].action == "policy" else now.policy, rules)
     if before is None and not result.rules:
         edits.append(Edit("delete_chain"))
-    return ChainPlan(tuple(edits), (), tuple(refusal.message for refusal in refusals), result)
+    return ChainPlan(tuple(edits), (), tuple(warnings), result)
+
+
+def _deleted(name: str, rules: Iterable[str]) -> str:
+    return "{}: the update deleted {}".format(name, "; ".join(f"'{rule}'" for rule in rules))
 
 
 def _refuse(name: str, refusal: Refusal) -> Refusal:
     """In the words of who takes back: nobody has a stored file before him."""
-    rules = "; ".join(f"'{rule}'" for rule in refusal.rules)
-    message = f"{name}: the update deleted {rules}, and cannot put it back: "
+    message = _deleted(name, refusal.rules) + ", and cannot put it back: "
     if refusal.reason == "no_anchor":
         message += "no rule that stood there before is left to tell its place"
-        hint = "with 'placement=after' it is left out, and all else is taken back"
+        hint = "'placement=after' puts it where the update's own rules stand or, where none does, behind all others"
     else:
         message += f"other rules ({len(refusal.foreign)}) stand between its former neighbours now"
         hint = (
             "'placement=after' puts it right behind the neighbour above, 'placement=before' in front of the one below"
         )
     return refusal._replace(message=message, hint=hint, lines=())
+
+
+def _told(name: str, lines: Iterable[Line], replaced: bool) -> str:
+    where = "where the update's own rules stood" if replaced else "behind all others"
+    return f"{_deleted(name, (line.rule for line in lines))}; no former neighbour is left, so it goes {where}"
 
 
 def _trace(old: Tuple[str, ...], edits: Tuple[Edit, ...]) -> List[_Trace]:

@@ -90,7 +90,7 @@ def rolled_back(result: TakenBack) -> Dict[str, Any]:
         "applied": result.done and bool(changes),
         "changes": changes,
         "refusals": refusals,
-        "warnings": [plain(warning) for warning in result.left_out],
+        "warnings": [plain(warning) for _, plan in result.plans for warning in plan.warnings],
     }
 
 

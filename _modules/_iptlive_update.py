@@ -52,11 +52,10 @@ class Applied(NamedTuple):
 
 
 class TakenBack(NamedTuple):
-    """What came of a rollback: the update, the plans that undo it, what they leave out, and whether it was done."""
+    """What came of a rollback: the update, the plans that undo it, and whether they were carried out."""
 
     entry: Entry
     plans: Tuple[Tuple[str, ChainPlan], ...]
-    left_out: Tuple[str, ...]
     done: bool
 
 
@@ -256,7 +255,7 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
     except (HostError, OSError) as err:
         raise HostError(f"{why}. And what stands of the update cannot be told: {err}") from err
     _write_down(run, state="taking_back", reason=why, steps=standing)
-    undone, failures, left_out = [], [], []
+    undone, failures = [], []
     for index, step in reversed(list(enumerate(standing))):
         try:
             undone.append(take_back(_tools(step), step, placement, time.monotonic() + TAKE_BACK_SECONDS, ignore))
@@ -265,24 +264,16 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
         else:
             gone = step._replace(state="taken_back")
             _write_down(run, steps=run.entry.steps[:index] + (gone,) + run.entry.steps[index + 1 :])
-            left_out += _not_put_back(step, placement)
     if failures:
         raise HostError(f"{why}. And what was done could not be taken back: {'; '.join(failures)}")
     files.drop(run.entry.files)
-    _write_down(run, state="taken_back", deadline=None, reason=". ".join([why] + left_out))
-    return tuple(step for step in undone if step)
+    undone = [step for step in undone if step]
+    _write_down(run, state="taken_back", deadline=None, reason=". ".join([why] + _told(undone)))
+    return tuple(undone)
 
 
-def _not_put_back(step: Step, placement: str) -> List[str]:
-    """What would still be to do after a step was taken back."""
-    try:
-        return _left_out(inverse_plans(_tools(step), step, _live(step), placement).values())
-    except (HostError, OSError) as err:
-        return [f"whether all of {_names([step])} is back cannot be told: {err}"]
-
-
-def _left_out(plans: Iterable[ChainPlan]) -> List[str]:
-    return [warning for plan in plans for warning in plan.warnings]
+def _told(steps: Iterable[Step]) -> List[str]:
+    return [warning for step in steps for plan in step.plans.values() for warning in plan.warnings]
 
 
 def _write_down(run: _Run, **changes) -> None:
@@ -316,12 +307,11 @@ def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", te
     with journal.lock(wait):
         run = _Run(_chosen(identifier))
         plans = _undoing(run.entry, placement)
-        left_out = tuple(_left_out(plan for _, plan in plans))
         if test or any(plan.refusals for _, plan in plans):
-            return TakenBack(run.entry, plans, left_out, done=False)
+            return TakenBack(run.entry, plans, done=False)
         undone = _take_back(run, "rollback was asked for", placement)
         carried_out = tuple((_key(step, chain), plan) for step in undone for chain, plan in step.plans.items())
-        return TakenBack(run.entry, carried_out, left_out, done=True)
+        return TakenBack(run.entry, carried_out, done=True)
 
 
 def _undoing(entry: Entry, placement: str) -> Tuple[Tuple[str, ChainPlan], ...]:

@@ -274,7 +274,8 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
         ``True``: change nothing, and tell what would be done.
     placement
         Where a deleted rule goes whose former neighbours are no longer adjacent: ``refuse``, ``after``, ``before``.
-        With the latter two a rule of which no former neighbour is left is not put back, and told of in ``warnings``.
+        Where no former rule is left at all, the latter two take the place of the update's own rules, else the end of
+        the chain, and ``warnings`` says so.
     wait
         Seconds to wait for another run of iptlive to end.
 

@@ -42,7 +42,7 @@ def test_foreign_rule_between_the_former_neighbours(updated):
 
 
 def test_no_former_rule_left(updated):
-    """Nobody can tell where the deleted rule belongs; that must not keep the other chain as it is."""
+    """Nobody can tell where the deleted rule belongs: behind all others it overrules none of them."""
     rival(updated, "-F INPUT", "-A INPUT -s 192.0.2.1/32 -j DROP")
     before = updated.save()
     answer = updated.call("iptlive.rollback").value
@@ -54,9 +54,9 @@ def test_no_former_rule_left(updated):
     assert updated.save() == before
     done = updated.call("iptlive.rollback", placement="after").value
     assert (done["changes"], done["warnings"]) == (looked["changes"], looked["warnings"])
-    assert set(done["changes"]) == {"IPv4/filter/OUTPUT"}
+    assert set(done["changes"]) == {"IPv4/filter/INPUT", "IPv4/filter/OUTPUT"}
     assert len(done["warnings"]) == 1 and GONE in done["warnings"][0]
-    assert rules(updated) == ["-A INPUT -s 192.0.2.1/32 -j DROP"]
+    assert rules(updated) == ["-A INPUT -s 192.0.2.1/32 -j DROP", f"-A INPUT {GONE}"]
 
 
 @pytest.mark.parametrize("function", ["rollback", "confirm", "outcome"])
@@ -68,12 +68,13 @@ def test_update_that_does_not_exist(updated, function, name):
     assert str(name) in caught.value.message
 
 
-def test_watchdog_takes_the_rest_back(host):
-    host.restore(OLD)
-    host.write(PATH, NEW)
+def test_watchdog_lets_in_again_what_was_let_in(host):
+    """All rules of a chain that drops were deleted, and others have written since: no reason to stay locked out."""
+    host.restore("*filter\n:INPUT DROP [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n")
+    host.write(PATH, "*filter\n:INPUT DROP [0:0]\n#DELETE# -A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n")
     update = host.call("iptlive.apply", confirm=2, confirm_check="manual", **IPV4).value
-    rival(host, "-F INPUT", "-A INPUT -s 192.0.2.1/32 -j DROP")
+    rival(host, "-A INPUT -s 192.0.2.1/32 -j DROP")
     settled = host.call("iptlive.outcome", update["id"]).value
     assert settled["state"] == "taken_back"
     assert settled["reason"].startswith("not confirmed within 2 seconds. IPv4/filter/INPUT: the update deleted")
-    assert rules(host) == ["-A INPUT -s 192.0.2.1/32 -j DROP"]
+    assert rules(host) == ["-A INPUT -s 192.0.2.1/32 -j DROP", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"]

@@ -65,7 +65,6 @@ def test_what_others_did_since_stays(update, data):
     if inverse.warnings:
         moved = {edit.rule for edit in made.edits if edit.moved}
         assert placement != "refuse" and not set(was) & set(now) - moved, "only where no former rule is left"
-        was = [rule for rule in now if rule in moved]  # not lost
     if inverse.refusals:
         assert placement == "refuse"
         assert {refusal.reason for refusal in inverse.refusals} <= {"foreign_between", "no_anchor"}
@@ -84,6 +83,21 @@ def assert_taken_back(back, was, made, now, gone):
     expected = [rule for rule in was if rule not in gone or rule in moved]
     assert [rule for rule in rules if not rule.startswith("other")] == expected
     assert is_subsequence([rule for rule in now if rule not in inserted], rules)
+
+
+def test_no_former_rule_left():
+    """Where the update's own rules stood; and at the end, where the former ones overrule nobody."""
+    made = plan_chain(
+        NAME, StoredState((Line("c", 3),), (Line("a", 1), Line("b", 2))), Chain("DROP", ("a", "b")), Choices()
+    )
+    for now, back in (
+        (("x", "c", "y"), ("x", "a", "b", "y")),
+        (("x", "y"), ("x", "y", "a", "b")),
+        (("c",), ("a", "b")),
+    ):
+        inverse = plan_inverse(NAME, Chain("DROP", ("a", "b")), made, Chain("DROP", now), "after")
+        assert carry_out(Chain("DROP", now), inverse).rules == inverse.result.rules == back
+        assert bool(inverse.warnings) == ("x" in now)
 
 
 def test_a_moved_copy_of_a_foreign_rule():
