@@ -40,13 +40,13 @@ def plan_inverse(
     left = [now.rules[at] for at in left]
     lines, matched = _former(old, {rule.before for rule in after}, still, left)
     placer = Placer(name, lines, matched, left, placement)
-    back, rules, warnings = placer.edits, placer.result, []
+    back, rules, warnings = [edit._replace(line=None) for edit in placer.edits], placer.result, []
     if placer.refusals and placement == "refuse":
         return ChainPlan(refusals=tuple(_refuse(name, refusal) for refusal in placer.refusals))
     if placer.refusals:
         # Only a chain in which no former rule stands can be refused then.
         at = min(ours, default=len(left))
-        back = [Edit("insert", at + count, *line) for count, line in enumerate(lines, 1)]
+        back = [Edit("insert", at + count, line.rule) for count, line in enumerate(lines, 1)]
         rules = (*left[:at], *(line.rule for line in lines), *left[at:])
         warnings = [_told(name, lines, bool(ours))]
     edits = numbered(gone) + back + _policy_back(plan, now)

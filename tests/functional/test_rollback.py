@@ -37,7 +37,9 @@ def test_foreign_rule_between_the_former_neighbours(updated):
     assert f"the update deleted '{GONE}', and cannot put it back" in refusal["message"]
     assert "'placement=after'" in refusal["hint"]
     assert updated.save() == before
-    updated.call("iptlive.rollback", placement="after")
+    done = updated.call("iptlive.rollback", placement="after").value
+    back = {"action": "insert", "position": 2, "rule": GONE, "line": None}
+    assert done["changes"]["IPv4/filter/INPUT"] == [back], "of no stored file's line"
     assert rules(updated)[1:3] == [f"-A INPUT {GONE}", "-A INPUT -s 192.0.2.1/32 -j DROP"]
 
 
