@@ -82,8 +82,8 @@ class Fleet:
     # --- Salt's programs, on the master --------------------------------------------------------------------------
 
     def salt(self, target, *args, patience=PATIENCE, **options):
-        """Call a function on minions, by name or glob; raises RuntimeError unless all of them answer."""
-        names = fnmatch.filter(self.minions, target)
+        """Call a function on minions, by glob or as a list; raises RuntimeError unless all of them answer."""
+        names = [name for pattern in target.split(",") for name in fnmatch.filter(self.minions, pattern)]
         done = self._answers(target, *args, patience=patience, **options)
         silent = [name for name in names if name not in (done.value or {})]
         if silent:
