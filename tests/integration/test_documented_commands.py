@@ -30,6 +30,8 @@ HOST_LIST = [
 BACKUP = "/var/lib/iptlive/backup/iptables-backup-20260714-061500"
 UPDATE = "20260714-061500-123-4711"
 WRITING = re.compile(r"iptlive\.apply|state\.(apply|single|highstate|orchestrate)")
+# After these the hosts need not be made anew.
+READING = re.compile(r"iptlive\.(plan|foreign|graph|drift|enabled|pending|report)\b|sys\.doc|saltutil|test=True")
 # What differs from one run to the next.
 VARYING = re.compile(
     r"\d{8}-\d{6}-\d+-\d+|\d+-\d+-\d+T[\d:]+Z|\d+:\d+:\d+\.\d+| *\d+(\.\d+)? m?s\b|(?<=_left: )\d+|\d+ sec\w+"
@@ -41,6 +43,7 @@ class Site(NamedTuple):
 
     fleet: object
     alone: Host
+    prepared: Dict[str, Callable]  # how each host was left
 
     def run(self, text):
         """Run a command line as somebody would type it."""
@@ -76,7 +79,7 @@ def site(whole_fleet, hosts):
     whole_fleet.master.write("/run/lab/states/top.sls", json.dumps({"base": {"*": ["iptlive"]}}))
     whole_fleet.master.write("/run/lab/states/firewall/ports.jinja", "{% set ssh = 22 %}\n")
     whole_fleet.trust_hosts()
-    site = Site(whole_fleet, alone)
+    site = Site(whole_fleet, alone, {})
     assert site.run("salt-call --local saltutil.sync_all").returncode == 0
     return site
 
@@ -86,7 +89,6 @@ def pillar(site, **options):
 
 
 def standard(site, hosts, kernel=AT_BOOT, stored=EXTENDED):
-    pillar(site)
     for host in hosts.values():
         mine = (lambda text: text) if host is site.alone else reachable
         host.reset()
@@ -192,7 +194,10 @@ def test_commands(site, block):
     hosts = {}
     for command in block.commands:
         hosts.update(site.targets(filled_in(command.text, site, UPDATE)))
-    update = scene(*(command.text for command in block.commands)).prepare(site, hosts)
+    pillar(site)
+    texts = [command.text for command in block.commands]
+    prepare = scene(*texts).prepare
+    update = prepare(site, {name: host for name, host in hosts.items() if site.prepared.pop(name, None) != prepare})
     for command in block.commands:
         text = filled_in(command.text, site, update)
         before = kernels(hosts)
@@ -207,3 +212,5 @@ def test_commands(site, block):
             assert "rollback" in text or kernels(hosts) == before, said
         else:
             assert all(set(NEW_RULES) <= set(rules.splitlines()) for rules in kernels(hosts).values()), said
+    if prepare in (standard, in_sync) and all(map(READING.search, texts)):
+        site.prepared.update(dict.fromkeys(hosts, prepare))
