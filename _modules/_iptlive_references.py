@@ -36,7 +36,7 @@ class Host(NamedTuple):
 
 def check(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item], host: Host) -> References:
     """Raises HostError for a chain that cannot be made, whatever the host has."""
-    _check_names(stored, live)
+    _check_names(stored, live, host)
     named = {name for item in chosen for name in sets(item.rule.spec)}
     existing = host.sets() if named else set()
     foreign_targets: Dict[str, bool] = {}
@@ -55,10 +55,10 @@ def check(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item], ho
     return References(usable, refusals, named & existing)
 
 
-def _check_names(stored: StoredFile, live: Dict[str, Table]) -> None:
+def _check_names(stored: StoredFile, live: Dict[str, Table], host: Host) -> None:
     for table, own in stored.tables.items():
         for name, chain in own.chains.items():
-            if name in KNOWN_TARGETS and name not in live.get(table, ()):
+            if name in KNOWN_TARGETS and name not in live.get(table, ()) and host.is_target(name):
                 raise HostError(
                     f"{stored.path}, line {chain.line}: the chain '{name}' is called like a target, and iptables makes "
                     "no such chain. Give it another name; nothing was changed"

@@ -60,6 +60,11 @@ def test_policy_that_the_table_does_not_take(host):
     assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
 
 
+def test_chain_named_like_a_target_that_this_host_does_not_have(host):
+    host.write(PATH, "*filter\n:MIRROR - [0:0]\n-A INPUT -j MIRROR\n-A MIRROR -i lo -j ACCEPT\nCOMMIT\n")
+    assert host.call("iptlive.apply", **IPV4_ONLY).value["applied"]
+
+
 COUNTED = """\
 *filter
 -A INPUT -p udp -m udp --dport 1001 -j ACCEPT
