@@ -113,9 +113,16 @@ def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, not
         if isinstance(err, HostError):
             raise HostError(". ".join([str(err)] + also)) from err
         raise
-    journal.prune()
+    _tidy_up()
     written = () if guard.seconds else tuple(run.entry.files)
     return Applied(found, run.entry, notes=tuple(notes), written=written)
+
+
+def _tidy_up() -> None:
+    for entry in journal.entries():
+        if entry.state in journal.UNFINISHED and entry.boot != journal.boot_id():
+            files.drop(entry.files)  # the host was booted while they waited
+    journal.prune()
 
 
 def _commit(found: Survey, run: "_Run") -> None:

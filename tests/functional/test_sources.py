@@ -195,6 +195,17 @@ def test_killed_between_kernel_and_file(served, finish):
         assert look(served) == before
 
 
+def test_booted_while_the_update_waited(served):
+    """The old file was loaded then; nobody can confirm the new one any more."""
+    served.call("iptlive.apply", **MANUAL)
+    entry = served.run(["sh", "-c", "ls /var/lib/iptlive/journal/*.json"]).stdout.strip()
+    served.run(["sed", "-i", 's/"boot": "[^"]*"/"boot": "former"/', entry])
+    served.restore(OLD)
+    served.call("iptlive.apply", **OPTIONS)
+    assert served.read(FILE) == NEW
+    assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
+
+
 def test_a_place_that_cannot_be_written_is_found_before_the_kernel_is_touched(served):
     before = look(served)
     with pytest.raises(SaltError, match="/proc/iptlive/x: cannot be written"):
