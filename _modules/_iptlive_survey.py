@@ -1,7 +1,7 @@
 """Both sides of one host, read and planned: what is stored, what the kernel holds, what to do about it."""
 
 import contextlib
-import functools
+import gc
 import logging
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,12 +63,24 @@ def survey(options: Options) -> Survey:
     kernel.check_rights()
     for family in options.families:
         kernel.check_family(family)
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1 + len(options.families)) as pool:
-        # The kernel makes the namespace while the files are read; then the families' programs run side by side.
+    workers = 1 + len(options.families)
+    with _no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
+        # The kernel makes the namespace while the files are read; one family's programs run while the next is read.
         scratch = pool.submit(stack.enter_context, canon.open_scratch())
-        stored = [_stored(options, family) for family in options.families]
-        views = list(pool.map(functools.partial(_view, options, scratch), stored))
-    return Survey(options, tuple(views))
+        views = [pool.submit(_view, options, scratch, _stored(options, family)) for family in options.families]
+        return Survey(options, tuple(view.result() for view in views))
+
+
+@contextlib.contextmanager
+def _no_collections():
+    """Python looks for cycles again and again while many objects are made; here none is in one, and all are needed."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
 
 
 def _stored(options: Options, family: str) -> StoredFile:
