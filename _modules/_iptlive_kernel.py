@@ -147,15 +147,17 @@ Chains = Mapping[str, Sequence[str]]  # names by table
 def read_chains(tools: Tools, wanted: Chains, named: Chains = MappingProxyType({})) -> Dict[str, Table]:
     """The wanted chains of each table as the kernel holds them; what it does not have is left out.
 
-    Of the chains in ``named`` only the existence matters: they come without rules. On the nft backend no other chain
-    is read, however many there are: one run of iptables-nft-restore with nothing but ``-S`` lines lists them, sends
-    nothing, and creates nothing.
+    Of the chains in ``named`` only the existence matters: they come without rules. A restore program with nothing but
+    ``-S`` lines lists them, sends nothing, and creates nothing; on the nft backend no other chain is read for it,
+    however many there are.
     """
-    if tools.backend == "nft":
-        with contextlib.suppress(NoAnswerError, _UnlistedError):
-            live = _read_listed(tools, existing_chains(tools.family, wanted))
-            return _with_empty(live, existing_chains(tools.family, named))
-    # Legacy programs read whole tables anyway; and where a chain cannot be listed, the whole table tells why.
+    with contextlib.suppress(NoAnswerError, _UnlistedError):
+        if tools.backend == "legacy":
+            names = present(tools, wanted)
+            return {name: _list_legacy(tools, name, wanted[name], named.get(name, ())) for name in names}
+        live = _read_listed(tools, existing_chains(tools.family, wanted))
+        return _with_empty(live, existing_chains(tools.family, named))
+    # A legacy program cannot be asked which chains there are; and where one cannot be listed, the table tells why.
     found = read_tables(tools, wanted)
     live = {name: {chain: table[chain] for chain in wanted[name] if chain in table} for name, table in found.items()}
     return _with_empty(live, {name: list(table.keys() & named.get(name, ())) for name, table in found.items()})
@@ -178,6 +180,19 @@ def _read_listed(tools: Tools, there: Chains) -> Dict[str, Table]:
     if done.status:
         raise _UnlistedError
     return _by_table(there, done.out)
+
+
+def _list_legacy(tools: Tools, table: str, chains: Sequence[str], named: Sequence[str]) -> Table:
+    """Chains of a table that is there. The program reads all of it, but that is less work than writing all of it out.
+
+    Without a COMMIT nothing is written, so it need not wait for the lock: it is given one of its own.
+    """
+    asked = ["-S " + name for name in chains] + [f"-S {name} {NO_RULE}" for name in named]
+    with tempfile.NamedTemporaryFile(prefix="iptlive-") as lock:
+        done = run([tools.restore, "--noflush"], "\n".join(["*" + table, *asked, ""]), lock.name)
+    if "COMMIT expected" not in done.err:
+        raise _UnlistedError
+    return {**dict.fromkeys(named, Chain(None)), **dict(parse_lists(done.out))}
 
 
 def listing(chains: Chains) -> str:
@@ -217,6 +232,8 @@ def present(tools: Tools, names: Iterable[str]) -> List[str]:
         return []
     return [name for name in names if name in loaded]
 
+
+NO_RULE = (1 << 31) - 1  # the number of none: a chain's rule with it is listed as nothing
 
 LOCK_REFUSAL = "holding the xtables lock"
 
