@@ -8,17 +8,6 @@ from lab.fleet import Fleet
 salt._logging.shutdown_temp_handler()  # it would keep what the tests log, and write it to a closed stderr
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "xdist_group: pytest-xdist's own, known also where that is not installed")
-
-
-def pytest_collection_modifyitems(items):
-    """One worker of pytest-xdist (--dist loadgroup) has all tests that share the network: it is made once."""
-    for item in items:
-        if "whole_fleet" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("fleet"))
-
-
 @pytest.fixture(scope="session")
 def whole_fleet():
     with Fleet(minions=4, ssh_hosts=2) as fleet:

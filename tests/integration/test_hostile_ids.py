@@ -126,7 +126,15 @@ def roster(fleet):
 
 def test_names_of_a_roster_lead_nowhere(fleet, roster):
     """Through the whole of salt-ssh, to a host that answers; what was written elsewhere is found by its name."""
-    evil = ["..", "../evil", "/run/lab/evil", "-oProxyCommand=touch /run/evil", "two words", "line\nbreak", "caf\xe9"]
+    evil = [
+        "..",
+        "../stray",
+        "/run/lab/stray",
+        "-oProxyCommand=touch /run/stray",
+        "two words",
+        "line\nbreak",
+        "caf\xe9",
+    ]
     roster([*evil, "good"])
     fleet.master.run(["mkdir", "-p", "/run/lab/place"])
     before = backups(fleet)
@@ -136,7 +144,7 @@ def test_names_of_a_roster_lead_nowhere(fleet, roster):
     assert set(done.value["failed"]) == set(evil)
     assert "\n-" not in done.stderr
     assert backups(fleet) - before == {"{}/good/in-kernel-v4-rules-nat".format(done.value["path"])}
-    assert fleet.master.run(["find", "/run", "-name", "*evil*", "-type", "f"]).stdout == ""
+    assert fleet.master.run(["find", "/run", "-name", "*stray*", "-type", "f"]).stdout == ""
 
 
 def backups(fleet):
