@@ -4,7 +4,7 @@ What it takes of Salt is handed in: the execution functions, and the error they 
 """
 
 import os
-from typing import Any, Callable, Dict, Mapping, Type
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Type
 
 import _iptlive_files as files
 import _iptlive_report as report
@@ -60,3 +60,14 @@ def changed(options: Options) -> Dict[str, Candidate]:
 def differences(new: Mapping[str, Candidate]) -> Dict[str, Dict[str, Any]]:
     """Of what is to be written, by path: to be told before it is."""
     return {path: report.file_change(one.source, path, files.content(path), one.data) for path, one in new.items()}
+
+
+def copied(paths: Iterable[str], copy: Callable[[str], Any]) -> List[str]:
+    """Copy what is to be replaced. What goes wrong is only told: it must not keep a file from its place any more."""
+    warnings = []
+    for path in filter(os.path.exists, paths):
+        try:
+            copy(path)
+        except OSError as err:
+            warnings.append(f"{path}: no copy of the old file could be kept: {err}")
+    return warnings

@@ -50,6 +50,9 @@ class Applied(NamedTuple):
     notes: Tuple[str, ...] = ()
     written: Tuple[str, ...] = ()
 
+    def steps(self) -> Tuple[Step, ...]:
+        return self.entry.steps if self.entry else ()
+
 
 class TakenBack(NamedTuple):
     """What came of a rollback: the update, the plans that undo it, and whether they were carried out."""

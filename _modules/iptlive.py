@@ -97,7 +97,6 @@ for _room in [name for name in sys.modules if name.startswith("_iptlive_")]:
 
 __virtualname__ = "iptlive"
 
-PILLAR = "iptlive"
 PILLAR_ONLY = ("enabled", "fingerprints", "hosts")
 
 
@@ -204,13 +203,13 @@ def apply(test=False, saltenv=None, **options):
             raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
         guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
         new = sources_room.changed(settings)
-        contents = {path: candidate.data for path, candidate in new.items()}
         differences = sources_room.differences(new)
+        contents = {path: candidate.data for path, candidate in new.items()}
         files = update.NewFiles(contents, functools.partial(_keep_old, settings.backup))
         applied = update.apply(settings, guard, watchdog.arm, files)
         answer = report.applied(applied, update.settled(applied.entry))
-        steps = applied.entry.steps if applied.entry else ()
-        return _with_retcode(_with_files(neighbours.annotate(answer, applied.found, known, steps), differences))
+        answer = neighbours.annotate(answer, applied.found, known, applied.steps())
+        return _with_retcode(_with_files(answer, differences))
 
 
 def _looked_at(settings, known):
@@ -236,15 +235,11 @@ def _with_files(answer, differences):
 
 
 def _keep_old(backup_mode, paths):
-    """Salt's own file backups; what goes wrong there must not keep a file from its place any more."""
-    warnings = []
-    if __salt__["config.backup_mode"](backup_mode) in ("minion", "both"):
-        for path in filter(os.path.exists, paths):
-            try:
-                salt.utils.files.backup_minion(path, os.path.join(__opts__["cachedir"], "file_backup"))
-            except OSError as err:
-                warnings.append(f"{path}: no copy of the old file could be kept: {err}")
-    return warnings
+    """Salt's own file backups."""
+    if __salt__["config.backup_mode"](backup_mode) not in ("minion", "both"):
+        return []
+    folder = os.path.join(__opts__["cachedir"], "file_backup")
+    return sources_room.copied(paths, lambda path: salt.utils.files.backup_minion(path, folder))
 
 
 def _checks(confirm_check):
@@ -576,7 +571,7 @@ def _options(given):
 
 
 def _pillar():
-    settings = __pillar__.get(PILLAR) or {}
+    settings = __pillar__.get("iptlive") or {}
     if not isinstance(settings, dict):
         raise SaltInvocationError(f"pillar iptlive: expected a mapping of options, got {settings!r}")
     return settings
