@@ -27,14 +27,14 @@ sys.path.insert(0, str(REPO / "_modules"))
 from bench import cases, fleet, planner, report
 
 PARTS = ("plans", "planner", "memory", "fleet")
-# How many rules are stored, and how many of them the kernel lacks; the largest only beside no and the most others.
+# How many rules are stored, and how many of them the kernel lacks; most of the largest only beside no others.
 SMALL, LARGE = [[20, 3], [1000, 3]], [[10000, 3]]
 LAYOUTS = [
     ("filter", 0, [*SMALL, *LARGE, [10000, 1000]]),
-    ("filter", 10000, SMALL),
-    ("nat", 10000, SMALL),
+    ("filter", 10000, SMALL + LARGE),
+    ("nat", 10000, SMALL + LARGE),
     ("filter", 50000, SMALL + LARGE),
-    ("nat", 50000, SMALL),
+    ("nat", 50000, SMALL + LARGE),
 ]
 QUICK_LAYOUTS = [("filter", 0, [[20, 3], [200, 3]]), ("filter", 400, [[20, 3]])]
 

@@ -39,11 +39,13 @@ def plans(found):
         "apply",
     ]
     heads += ["ratio", "beside no foreign"]
-    alone = {(row["backend"], row["size"]): row["ms"]["plan"] for row in found if not row["foreign"]}
+    alone = {(row["backend"], row["size"], row["missing"]): row["ms"]["plan"] for row in found if not row["foreign"]}
     rows = []
     for row in found:
         times, place = row["ms"], PLACES[row["table"]]
-        beside = times["plan"] / alone.get((row["backend"], row["size"]), math.nan) if row["foreign"] else 1
+        beside = (
+            times["plan"] / alone.get((row["backend"], row["size"], row["missing"]), math.nan) if row["foreign"] else 1
+        )
         rows.append([
             row["backend"], f"{row['size']:,}", f"{row['missing']:,}",
             f"{row['foreign']:,} {place}" if row["foreign"] else "none",
