@@ -11,6 +11,8 @@ from _iptlive_stored import StoredFile, parse
 def read(family: str, candidates: Iterable[str]) -> StoredFile:
     """Read the one of the candidates that exists; none or several are an error, as in the original script."""
     path = choose(family, candidates)
+    if not os.path.isfile(path):
+        raise HostError(f"{path}: is no file. Name the stored file in 'files'")  # a pipe would be waited for
     try:
         with open(path, "rb") as file:
             data = file.read()

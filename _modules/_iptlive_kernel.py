@@ -72,12 +72,17 @@ def run(argv: Sequence[str], stdin: str = "", lock: Optional[str] = None) -> Don
             timeout=TIMEOUT,
             check=False,
         )
-    except FileNotFoundError as err:
-        raise HostError(f"the program '{argv[0]}' is not installed") from err
+    except OSError as err:
+        raise _unusable(argv[0], err) from err
     except subprocess.TimeoutExpired as err:
         raise HostError("'{}' did not end within {} seconds".format(" ".join(argv), TIMEOUT)) from err
     out, err = (part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr))
     return Done(done.returncode, out, err)
+
+
+def _unusable(program: str, err: OSError) -> HostError:
+    why = "is not installed" if isinstance(err, FileNotFoundError) else f"cannot be run: {err.strerror}"
+    return HostError(f"the program '{program}' {why}")
 
 
 def message(err: str) -> str:
@@ -95,10 +100,25 @@ def find_tools(family: str, backend: str) -> Tools:
             f"or take '{family}' out of 'families'"
         )
     kind, version = _flavour(path)
-    if backend in ("auto", kind):
-        return Tools(family, kind, version, *_programs(family, plain))
-    kind, version = _flavour(_programs(family, f"{plain}-{backend}")[0])
-    return Tools(family, kind, version, *_programs(family, f"{plain}-{kind}"))
+    if backend not in ("auto", kind):
+        kind, version = _flavour(_programs(family, f"{plain}-{backend}")[0])
+        plain = f"{plain}-{kind}"
+    tools = Tools(family, kind, version, *_programs(family, plain))
+    _check_programs(tools)
+    return tools
+
+
+def _check_programs(tools: Tools) -> None:
+    """They are links, and somebody may have turned some of them only: we would read one backend and write the other."""
+    programs = (tools.command, tools.restore, tools.save)
+    if len(set(map(os.path.realpath, programs))) == 1:
+        return
+    for program in programs[1:]:
+        if ("nf_tables" in run([program, "-V"]).out) != (tools.backend == "nft"):
+            raise HostError(
+                f"{FAMILIES[tools.family]}: '{tools.command}' is of the {tools.backend} backend, '{program}' is not. "
+                "Have both lead to the same one, see update-alternatives"
+            )
 
 
 def _programs(family: str, name: str) -> List[str]:
@@ -377,14 +397,17 @@ def _memory_file():
 def _started(argv: Sequence[str], stdout: int):
     """A restore program that waits for its input; whatever happens, it does not outlive us."""
     with _memory_file() as stderr:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment(),
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment(),
+                start_new_session=True,
+            )
+        except OSError as err:
+            raise _unusable(argv[0], err) from err
         process.errors = stderr
         try:
             # Whoever must read an answer before it has said all may say so much at once.

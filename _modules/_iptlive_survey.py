@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import logging
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
@@ -11,7 +10,7 @@ import _iptlive_canon as canon
 import _iptlive_files as files
 import _iptlive_kernel as kernel
 import _iptlive_rivals as rivals
-from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key, is_builtin, plain
+from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin, plain
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
 from _iptlive_rules import targets
@@ -99,7 +98,6 @@ def _path(options: Options, stored: StoredFile) -> str:
 
 def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile) -> FamilyView:
     tools = kernel.find_tools(stored.family, options.backend)
-    _check_programs(tools)
     log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
     live = _live(tools, stored)
     scratch = opened.result()
@@ -110,19 +108,6 @@ def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile)
         table: _plans(options, tools.family, table, chains, live.get(table, {})) for table, chains in states.items()
     }
     return FamilyView(tools, _path(options, stored), live, states, plans, warnings, scratch.kind)
-
-
-def _check_programs(tools: kernel.Tools) -> None:
-    """They are links, and somebody may have turned some of them only: we would read one backend and write the other."""
-    programs = (tools.command, tools.restore, tools.save)
-    if len(set(map(os.path.realpath, programs))) == 1:
-        return
-    for program in programs[1:]:
-        if ("nf_tables" in kernel.run([program, "-V"]).out) != (tools.backend == "nft"):
-            raise HostError(
-                f"{FAMILIES[tools.family]}: '{tools.command}' is of the {tools.backend} backend, '{program}' is not. "
-                "Have both lead to the same one, see update-alternatives"
-            )
 
 
 def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:

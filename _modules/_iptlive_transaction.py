@@ -8,7 +8,7 @@ import _iptlive_kernel as kernel
 from _iptlive_align import align
 from _iptlive_inverse import plan_inverse
 from _iptlive_journal import Step
-from _iptlive_model import FAMILIES, Chain, HostError, Table, chain_key
+from _iptlive_model import FAMILIES, Chain, HostError, Table, chain_key, plain
 from _iptlive_plan import ChainPlan
 from _iptlive_rules import print_list, targets
 from _iptlive_survey import RefusedError
@@ -84,7 +84,8 @@ class Transaction:
         if not sent.plans or (sent.done.status and not stands(step, now)):
             raise kernel.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
         if sent.done.status:
-            log.warning("%s: the update was made, although the program said: %s", self._name, sent.done.err.strip())
+            said = plain(sent.done.err.strip())
+            log.warning("%s: the update was made, although the program said: %s", self._name, said)
         self._verify(step, now)
         step = step._replace(state="committed")
         self._record(step)

@@ -148,9 +148,10 @@ def test_two_files(live):
     assert_refused(live, f"IPv6: 2 stored files, expected exactly one: {V6}, /etc/sysconfig/ip6tables")
 
 
-def test_unreadable_file(live):
-    live.run(["mkdir", V6])
-    assert_refused(live, f"{V6}: cannot be read: Is a directory")
+@pytest.mark.parametrize("make", ["mkdir", "mkfifo"])
+def test_no_file(live, make):
+    live.run([make, V6])
+    assert_refused(live, f"{V6}: is no file. Name the stored file in 'files'")
 
 
 @pytest.mark.parametrize("missing", ["ip6tables", "ip6tables-restore"])
