@@ -149,7 +149,7 @@ def test_two_files(live):
 
 
 @pytest.mark.parametrize("make", ["mkdir", "mkfifo"])
-def test_no_file(live, make):
+def test_not_a_file(live, make):
     live.run([make, V6])
     assert_refused(live, f"{V6}: is no file. Name the stored file in 'files'")
 
