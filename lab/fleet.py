@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab.host import BACKENDS, REPO, Host, minion_options, wire
+from lab.host import BACKENDS, FILE_ROOTS, REPO, Host, minion_options, wire
 
 PROGRAMS = Path(sys.executable).parent
 BASE = "/run/lab/fleet"  # beside what Host.salt_call uses
@@ -135,7 +135,7 @@ class Fleet:
             id="control",
             interface="198.51.100.1",
             pillar_roots={"base": ["/run/lab/pillar"]},
-            file_roots={"base": [str(REPO), str(REPO / "salt"), "/run/lab/states"]},
+            file_roots={"base": [*FILE_ROOTS, "/run/lab/states"]},
             pidfile=BASE + "/master.pid",
             auto_accept=True,
             worker_threads=2,

@@ -14,6 +14,8 @@ import subprocess
 import sys
 
 SCRATCH = "/run/lab"
+CHECKOUT = SCRATCH + "/checkout"
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAMS = ("iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save")
 
 
@@ -29,6 +31,16 @@ def overlay(directory):
     os.makedirs(upper)
     os.makedirs(work)
     mount("overlay", directory, f"lowerdir={directory},upperdir={upper},workdir={work}")
+
+
+def share_checkout():
+    """
+    What Salt takes from the checkout, and nothing else: listing the virtual environments beside it takes it seconds.
+    """
+    for name in [*(name for name in os.listdir(REPO) if name.startswith("_")), "salt"]:
+        target = os.path.join(CHECKOUT, name)
+        os.makedirs(target)
+        subprocess.run(["mount", "--no-mtab", "--bind", os.path.join(REPO, name), target], check=True)
 
 
 def choose_backend(backend):
@@ -55,6 +67,7 @@ def inside(backend):
     for directory in ("/etc", "/var"):
         overlay(directory)
     mount("proc", "/proc")
+    share_checkout()
     choose_backend(backend)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # process 1 inherits orphans: let the kernel reap them

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 REPO = Path(__file__).resolve().parent.parent
 BACKENDS = ("nft", "legacy")
 SCRATCH = "/run/lab"
+FILE_ROOTS = [SCRATCH + "/checkout", SCRATCH + "/checkout/salt"]
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -330,7 +331,7 @@ def minion_options(root):
         "log_file": root + "/log",
         "sock_dir": root + "/sock",
         "file_client": "local",
-        "file_roots": {"base": [str(REPO), str(REPO / "salt"), SCRATCH + "/files"]},
+        "file_roots": {"base": [*FILE_ROOTS, SCRATCH + "/files"]},
         "fileserver_list_cache_time": 0,
         "pillar_roots": {"base": [SCRATCH + "/pillar"]},
         "fileserver_backend": ["roots"],
