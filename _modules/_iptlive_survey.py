@@ -13,6 +13,7 @@ import _iptlive_rivals as rivals
 from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin, plain
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
+from _iptlive_references import KNOWN_TARGETS
 from _iptlive_rules import targets
 from _iptlive_stored import StoredFile, parse
 
@@ -114,9 +115,10 @@ def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:
     """The chains that the file names; of those that its rules only jump to, no more than that they are there."""
     wanted = {name: sorted(set(BUILTIN[name]).union(table.chains)) for name, table in stored.tables.items()}
     jumps = {
-        name: sorted({target for rule in table.rules for target in targets(rule.spec)}.difference(wanted[name]))
-        for name, table in stored.tables.items()
+        name: {target for rule in table.rules for target in targets(rule.spec)} for name, table in stored.tables.items()
     }
+    # What is called like a target is no chain, unless the host lacks the target: then the rule is refused by its line.
+    jumps = {name: sorted(found.difference(wanted[name], KNOWN_TARGETS)) for name, found in jumps.items()}
     return kernel.read_chains(tools, wanted, jumps)
 
 

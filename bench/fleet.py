@@ -9,27 +9,14 @@ from lab.fleet import BASE, Fleet
 from lab.host import REPO
 
 STORED = 20
-PATIENCE = 900  # seconds; so many minions on one machine take their time to come up
+PATIENCE = 900  # seconds; so many minions on one machine take their time
 EDITS = (0, 3, 30, 300, 1000)
-
-
-class LargeFleet(Fleet):
-    """Waits longer, and has an empty state to compare with."""
-
-    def _wait(self):
-        self.master.write("/run/lab/states/empty.sls", "{}")
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            answered = self.salt("*", "test.ping", timeout=120).value or {}
-            if sum(answer is True for answer in answered.values()) == len(self.minions):
-                self.salt("*", "saltutil.sync_all", timeout=PATIENCE)
-                return
-        raise SystemExit(f"only {len(answered)} of {len(self.minions)} minions came up")
 
 
 def measure(minions, rounds):
     started = time.monotonic()
-    with LargeFleet(minions=minions, ssh_hosts=0) as fleet:
+    with Fleet(minions=minions, ssh_hosts=0) as fleet:
+        fleet.master.write("/run/lab/states/empty.sls", "{}")
         came_up = round(time.monotonic() - started)
         for host in fleet.minions.values():
             host.write("/etc/iptables/rules.v4", cases.stored_file("ipv4", STORED))
