@@ -28,7 +28,7 @@ RUN = ("salt", "salt-call", "salt-run", "salt-ssh")
 NOT_RUN = {
     "./dev demo": "it is the demo",
     "./dev test": "it is what runs this",
-    "./dev bench": "it measures for an hour; it changes nothing",
+    "./dev bench": "it measures for a quarter of an hour; it changes nothing",
     "python3 -m lab.campaign --updates 200": "hours; a short run is tests/functional/test_campaign.py",
     "python3 -m lab.terminal docs/images": "minutes; tests/functional/test_pictures.py and test_terminal.py run it",
     "salt-pip install /srv/iptlive": "salt-pip belongs to Salt's packages; test_extension.py does it with their pip",
@@ -52,7 +52,6 @@ MENTIONED = {
     "iptables-restore --noflush",
     "nsenter ... iptables-restore --noflush",
     "iptables-legacy-save -t filter",
-    "iptables-save -t TABLE",
     "unshare --net cat",
     "ipset list -n",
     "ipset restore",
