@@ -354,14 +354,16 @@ def _snapshot(tools: Tools, lister, table: str, chains: Sequence[str]) -> Table:
 
 def _listed_until_again(lister) -> Optional[str]:
     """What is listed before the first line comes again; None where the program ended instead."""
-    got, end = b"", -1
+    got, end = bytearray(), -1
     while end < 0:
         part = _read(lister, lister.stdout.fileno(), 65536)
         if not part:
             return None
+        seen = len(got)
         got += part
         header = got.find(b"\n") + 1
-        end = got.find(b"\n" + got[:header], header - 1) if header else -1
+        # Only in what is new, with as much before it as the line is long: a listing may have megabytes.
+        end = got.find(b"\n" + got[:header], max(header - 1, seen - header)) if header else -1
     return got[: end + 1].decode("utf-8", "surrogateescape")
 
 
@@ -520,7 +522,7 @@ def _hang_up(process) -> None:
 
 def _listed_until(process, mark: str, wait: int) -> Optional[str]:
     """What the program lists before the mark; None where it ended instead."""
-    end, got = mark.encode(), b""
+    end, got = mark.encode(), bytearray()
     while not (got == end or got.endswith(b"\n" + end)):
         part = _read(process, process.stdout.fileno(), 65536, wait)
         if not part:

@@ -101,7 +101,6 @@ def _write_only(found: Survey, new: NewFiles, notes: List[str]) -> Applied:
 def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, notes: List[str]) -> Applied:
     try:
         run.prepare(new.contents)
-        run.save(flush=False)  # also proves that the journal can be written
         if guard.seconds:
             run.arm(found.options.wait, arm)
         _commit(found, run)
@@ -174,10 +173,9 @@ class _Run:
         )
 
     def prepare(self, contents: Mapping[str, bytes]) -> None:
-        """The new stored files wait beside their places; the journal knows of them before they are there."""
-        if contents:
-            self.save(files=files.beside(contents, self.entry.id))
-            files.prepare(self.entry.files, contents)
+        """The new stored files wait beside their places; the journal, which must be writable, knows of them before."""
+        self.save(flush=bool(contents), files=files.beside(contents, self.entry.id))
+        files.prepare(self.entry.files, contents)
 
     def arm(self, wait: int, arm) -> None:
         """Start the watchdog before anything is committed: it takes over whatever happens to us."""
