@@ -1,7 +1,8 @@
 """What was planned, sent and committed, kept on disk so that whoever comes next knows it, whatever happened to us.
 
-Below ``/var/lib/iptlive`` (root only) each update has one JSON file, replaced atomically before the step that it
-announces is taken. The folder's lock lets one run at a time change anything.
+Below ``/var/lib/iptlive`` (root only) each update has one file, replaced atomically before the step that it announces
+is taken. It has two lines of JSON: all but the steps, which is what most want to know of it, and the steps, which may
+have megabytes. The folder's lock lets one run at a time change anything.
 """
 
 import contextlib
@@ -146,7 +147,7 @@ def save(entry: Entry, flush: bool = True) -> None:
     path = os.path.join(_journal_folder(), entry.id + ".json")
     try:
         with open(path + ".new", "w", encoding="ascii", opener=_private) as file:
-            json.dump(_to_json(entry), file)
+            file.write("\n".join(_to_json(entry)))
             file.flush()
             if flush:
                 os.fsync(file.fileno())
@@ -169,20 +170,20 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def load(identifier: Any) -> Optional[Entry]:
-    """The entry, or None."""
+def load(identifier: Any, steps: bool = True) -> Optional[Entry]:
+    """The entry, or None; ``steps``: with them."""
     if not isinstance(identifier, str) or os.path.basename(identifier) != identifier:
         return None
     try:
         with open(os.path.join(_journal_folder(), identifier + ".json"), encoding="ascii") as file:
-            return _from_json(json.load(file))
+            return _from_json(file.readline(), file.read() if steps else "")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise HostError(f"the journal entry {identifier} below {FOLDER} cannot be read: {err}") from err
 
 
-def entries() -> List[Entry]:
+def entries(steps: bool = True) -> List[Entry]:
     """All entries, the oldest first; one that cannot be read is logged, for nothing else can be done with it."""
     try:
         names = sorted(os.listdir(_journal_folder()))
@@ -194,7 +195,7 @@ def entries() -> List[Entry]:
     for name in names:
         if name.endswith(".json"):
             try:
-                found.append(load(name[: -len(".json")]))
+                found.append(load(name[: -len(".json")], steps))
             except HostError as err:
                 log.error("%s", err)
     return [entry for entry in found if entry]
@@ -202,7 +203,8 @@ def entries() -> List[Entry]:
 
 def unfinished() -> List[Entry]:
     """The entries of this boot that are not in a final state; with a reboot all of the kernel's rules are gone."""
-    return [entry for entry in entries() if entry.state in UNFINISHED and entry.boot == boot_id()]
+    heads = [entry for entry in entries(steps=False) if entry.state in UNFINISHED and entry.boot == boot_id()]
+    return [entry for entry in map(load, [head.id for head in heads]) if entry]
 
 
 def prune() -> None:
@@ -224,8 +226,10 @@ def _remove(path: str) -> None:
         os.remove(path)
 
 
-def _to_json(entry: Entry) -> Dict[str, Any]:
-    return dict(entry._asdict(), steps=[_step_to_json(step) for step in entry.steps])
+def _to_json(entry: Entry) -> Tuple[str, str]:
+    head = entry._asdict()
+    steps = [_step_to_json(step) for step in head.pop("steps")]
+    return json.dumps(head), json.dumps(steps)
 
 
 def _step_to_json(step: Step) -> Dict[str, Any]:
@@ -235,9 +239,10 @@ def _step_to_json(step: Step) -> Dict[str, Any]:
     )
 
 
-def _from_json(data: Dict[str, Any]) -> Entry:
-    data["steps"] = tuple(_step_from_json(step) for step in data["steps"])
+def _from_json(head: str, steps: str) -> Entry:
+    data = json.loads(head)
     data["checks"] = tuple(data["checks"])
+    data["steps"] = tuple(_step_from_json(step) for step in json.loads(steps or "[]"))
     return Entry(**data)
 
 

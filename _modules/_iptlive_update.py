@@ -121,7 +121,7 @@ def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, not
 
 
 def _tidy_up() -> None:
-    for entry in journal.entries():
+    for entry in journal.entries(steps=False):
         if entry.state in journal.UNFINISHED and entry.boot != journal.boot_id():
             files.drop(entry.files)  # the host was booted while they waited
     journal.prune()
