@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from types import MappingProxyType
 from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
@@ -63,21 +64,32 @@ def environment(lock: Optional[str] = None) -> Dict[str, str]:
 
 
 def run(argv: Sequence[str], stdin: str = "", lock: Optional[str] = None) -> Done:
+    """Input and output are files, so that the program need not wait until Python has time for it."""
+    with _memory_file() as given, _memory_file() as printed:
+        given.write(stdin.encode("utf-8", "surrogateescape"))
+        given.seek(0)
+        deadline = time.monotonic() + TIMEOUT
+        process = _popen(argv, given, printed, subprocess.PIPE, lock)
+        try:
+            err = b"".join(iter(lambda: _read(process, process.stderr.fileno(), 65536), b""))
+            status = _wait(process)
+        finally:
+            _end(process)
+            process.stderr.close()
+        if time.monotonic() > deadline:
+            raise HostError("'{}' did not end within {} seconds".format(" ".join(argv), TIMEOUT))
+        printed.seek(0)
+        out, err = (part.decode("utf-8", "surrogateescape") for part in (printed.read(), err))
+    return Done(status, out, err)
+
+
+def _popen(argv: Sequence[str], stdin, stdout, stderr, lock: Optional[str] = None) -> subprocess.Popen:
     try:
-        done = subprocess.run(
-            argv,
-            input=stdin.encode("utf-8", "surrogateescape"),
-            capture_output=True,
-            env=environment(lock),
-            timeout=TIMEOUT,
-            check=False,
+        return subprocess.Popen(
+            argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment(lock), start_new_session=True
         )
     except OSError as err:
         raise _unusable(argv[0], err) from err
-    except subprocess.TimeoutExpired as err:
-        raise HostError("'{}' did not end within {} seconds".format(" ".join(argv), TIMEOUT)) from err
-    out, err = (part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr))
-    return Done(done.returncode, out, err)
 
 
 def _unusable(program: str, err: OSError) -> HostError:
@@ -376,7 +388,7 @@ def _nft_input(table: str, before: Table, plans: Dict[str, ChainPlan], hold_back
     padding = hold_back // len(listings[longest]) + 2
     lines = ["*" + table]
     lines += ["-S " + chain for chain in present]
-    lines += commands(table, plans)
+    lines += commands(table, before, plans)
     lines += ["-S " + chain for chain in plans] + ["-S " + longest] * padding + removals(plans) + ["COMMIT", ""]
     # One listing of the padding is compared too: nothing more may stand at the end of the last chain.
     return "\n".join(lines), first, "".join(listings.values()) + listings[longest]
@@ -399,17 +411,7 @@ def _memory_file():
 def _started(argv: Sequence[str], stdout: int):
     """A restore program that waits for its input; whatever happens, it does not outlive us."""
     with _memory_file() as stderr:
-        try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=stdout,
-                stderr=stderr,
-                env=environment(),
-                start_new_session=True,
-            )
-        except OSError as err:
-            raise _unusable(argv[0], err) from err
+        process = _popen(argv, subprocess.PIPE, stdout, stderr)
         process.errors = stderr
         try:
             # Whoever must read an answer before it has said all may say so much at once.
@@ -468,14 +470,20 @@ def _read(process, reader: int, count: int, wait: int = 0) -> bytes:
 
 def _ended(process) -> Done:
     """How the program ended. One that had to be killed may have committed: the caller reads the kernel anyway."""
-    try:
-        status = process.wait(TIMEOUT)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        status = process.returncode
+    status = _wait(process)
     process.errors.seek(0)
     said = process.errors.read().decode("utf-8", "surrogateescape")
     return Done(status, "", said or (f"it was ended by signal {-status}" if status < 0 else ""))
+
+
+def _wait(process) -> int:
+    """As ``Popen.wait`` with a timeout, which however may look as rarely as every twentieth of a second."""
+    deadline = time.monotonic() + TIMEOUT
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            _end(process)
+        time.sleep(0.0002)
+    return process.returncode
 
 
 def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
@@ -497,8 +505,10 @@ def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Dec
         plans = decide(before)
         if not plans:
             return None
-        _say(process, "\n".join(commands(table, plans) + removals(plans) + ["COMMIT", ""]))
+        _say(process, "\n".join(commands(table, before, plans) + removals(plans) + ["COMMIT", ""]))
         _hang_up(process)
+        while _read(process, process.stdout.fileno(), 65536):
+            pass
         return Attempt(_ended(process), before, plans)
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from typing import Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from _iptlive_align import align
-from _iptlive_model import Chain, is_builtin
+from _iptlive_model import Chain, Table, is_builtin
 
 
 class Line(NamedTuple):
@@ -116,11 +116,11 @@ def _without(gone: Container[int], matched: Sequence[Optional[int]], rules: Sequ
     return [rules[at] for at in left], [None if at is None else renumbered[at] for at in matched]
 
 
-def commands(table: str, plans: Dict[str, ChainPlan]) -> List[str]:
+def commands(table: str, before: Table, plans: Dict[str, ChainPlan]) -> List[str]:
     """The plans as iptables-restore lines: new chains first, so that rules may jump to them; policies last."""
-    # Declared this way a built-in chain that the kernel lacks comes to be, and one that it has is left as it is.
-    # Which of the two cannot be told from a listing: iptables-nft-save prints chains that nobody has made yet.
-    first = [f":{chain} - [0:0]" for chain in plans if is_builtin(table, chain)]
+    # A built-in chain that the kernel lacks comes to be so. One that it has would be left as it is, but on nft the
+    # kernel takes a good while over such a transaction.
+    first = [f":{chain} - [0:0]" for chain in plans if is_builtin(table, chain) and chain not in before]
     middle, last = [], []
     for chain, plan in plans.items():
         for edit in plan.edits:
@@ -141,7 +141,7 @@ def removals(plans: Dict[str, ChainPlan]) -> List[str]:
 
 
 def _contradictions(name: str, stored: StoredState) -> List[Refusal]:
-    wanted = {line.rule: line.line for line in stored.rules}
+    wanted = {line.rule: line.line for line in stored.rules} if stored.deletes else {}
     return [
         Refusal(
             "contradiction",
@@ -157,6 +157,8 @@ def _contradictions(name: str, stored: StoredState) -> List[Refusal]:
 
 def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
     lines: Dict[str, List[int]] = defaultdict(list)
+    if len({line.rule for line in stored.rules}) == len(stored.rules):
+        return []
     for rule, line in stored.rules:
         lines[rule].append(line)
     return [
