@@ -8,6 +8,7 @@ other, each once per family, and only as many processes as the job takes.
 """
 
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ class Bench:
         if job["foreign"]:
             self._restore("ipv4", cases.foreign_rules(job["table"], job["foreign"]))
         salt = Salt(minion_options("/run/lab/bench"))
+        logging.getLogger().setLevel(logging.WARNING)  # a minion's, once it has read its configuration
         functions = salt.loaded(json.dumps([{}, {}]))[0]
         self._context = salt.context
         self._plan, self._apply = functions["iptlive.plan"], functions["iptlive.apply"]
