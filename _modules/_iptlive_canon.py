@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import _iptlive_hosts as hosts
 import _iptlive_netlink as netlink
@@ -22,8 +22,8 @@ from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
 from _iptlive_netlink import Rule
 from _iptlive_plan import StoredState
 from _iptlive_rules import parse_lists, sets
-from _iptlive_scratch import Item, Texts
-from _iptlive_stored import StoredFile
+from _iptlive_scratch import Texts
+from _iptlive_stored import StoredFile, StoredRule
 
 _ERROR_LINE = re.compile(r"(?:Error occurred at line: |^line |: line )(\d+)", re.MULTILINE)
 _NO_MODULE = re.compile(r"Extension (\S+) revision \d+ not supported")
@@ -43,13 +43,18 @@ class Canonical(NamedTuple):
     warnings: Tuple[str, ...]
 
 
-def canonical(scratch: "Scratch", tools: Tools, stored: StoredFile, live: Dict[str, Table]) -> Canonical:
-    """Raises HostError naming file, line and the program's message for the first rule that is not accepted."""
+def canonical(
+    scratch: "Scratch", tools: Tools, stored: StoredFile, live: Dict[str, Table], jumps: Mapping[str, Set[str]]
+) -> Canonical:
+    """``jumps``: what the rules of each table jump to.
+
+    Raises HostError naming file, line and the program's message for the first rule that is not accepted.
+    """
     resolved = hosts.resolve(stored)
     stored = resolved.stored
     host = references.Host(existing_sets, lambda name: scratch.is_target(tools, name))
-    found = references.check(stored, live, texts.items(stored), host)
-    spelled = scratch.spell(_Task(tools, stored, live), found.usable, found.sets)
+    found = references.check(stored, live, jumps, host)
+    spelled = scratch.spell(Task(tools, found.usable, live), found.sets)
     spelling = texts.Spelling(spelled, found.refusals, resolved.lines)
     caveats = [f"{FAMILIES[tools.family]}: {scratch.caveat}"] if scratch.caveat else []
     return Canonical(texts.states(stored, spelling, live), tuple(resolved.warnings + caveats))
@@ -63,10 +68,15 @@ def existing_sets() -> Set[str]:
     return set(done.out.split())
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
+    """Rules to be read, and the chains of the kernel that they may jump to."""
+
     tools: Tools
     stored: StoredFile
     live: Dict[str, Table]
+
+    def only(self, keep: Callable[[StoredRule], bool]) -> "Task":
+        return self._replace(stored=self.stored.only(keep))
 
 
 class Scratch:
@@ -104,27 +114,27 @@ class Scratch:
         text = f"*{self._bench(tools)}\n-N {name}\n-D {texts.NOWHERE} 1\nCOMMIT\n"
         return "clash with target name" in self.run([tools.restore, "--noflush"], text).err
 
-    def spell(self, task: _Task, chosen: Sequence[Item], known_sets: Set[str]) -> Texts:
+    def spell(self, task: Task, known_sets: Set[str]) -> Texts:
         """What each of the rules becomes."""
-        return self._discarded(task, chosen)
+        return self._discarded(task)
 
-    def _discarded(self, task: _Task, chosen: Sequence[Item]) -> Texts:
-        if not chosen:
-            return {}
+    def _discarded(self, task: Task) -> Texts:
         tools = task.tools
-        load = texts.to_discard(self._bench(tools), task.stored, task.live, chosen)
+        if not task.stored.texts():
+            return {}
+        load = texts.to_discard(self._bench(tools), task.stored, task.live)
         done = self.run([tools.restore, "--noflush"], load.text)
-        if not done.out.endswith("\n") or f"iptlive-line-{chosen[-1].index}" not in done.out:
+        if not done.out.endswith("\n") or texts.MARKER.format(next(reversed(load.runs))) not in done.out:
             raise self._refused(task, load, done)
         for name in _NO_MODULE.findall(done.err):
             # The one opinion of the kernel's that can be had this way.
-            raise _refusal(task, next(item for item in chosen if texts.uses(item.rule.spec, name)), done)
+            raise _refusal(task, next(rule for rule in load.origin.values() if texts.uses(rule.spec, name)), done)
         return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
 
-    def _refused(self, task: _Task, load: texts.Load, done: Done) -> HostError:
+    def _refused(self, task: Task, load: texts.Load, done: Done) -> HostError:
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
-        item = next((load.origin[number] for number in numbers if number in load.origin), None)
-        return _refusal(task, item, done)
+        rule = next((load.origin[number] for number in numbers if number in load.origin), None)
+        return _refusal(task, rule, done)
 
 
 class Namespace(Scratch):
@@ -157,11 +167,13 @@ class Namespace(Scratch):
     def _bench(self, tools: Tools) -> str:
         return "filter"
 
-    def spell(self, task: _Task, chosen: Sequence[Item], known_sets: Set[str]) -> Texts:
+    def spell(self, task: Task, known_sets: Set[str]) -> Texts:
         self._make_sets(known_sets)
-        with_object = [item for item in chosen if texts.names_object(item.rule.spec)]
-        others = [item for item in chosen if item not in with_object] if with_object else chosen
-        return {**self._committed(task, others), **self._discarded(task, with_object)}
+        if not texts.may_name_objects("\n".join(task.stored.texts())):
+            return self._committed(task)
+        with_object = task.only(lambda rule: texts.names_object(rule.spec))
+        others = task.only(lambda rule: not texts.names_object(rule.spec))
+        return {**self._committed(others), **self._discarded(with_object)}
 
     def _make_sets(self, names: Iterable[str]) -> None:
         """Stubs: for a rule's text a set's type and content do not matter, and a list:set belongs to both families."""
@@ -171,12 +183,12 @@ class Namespace(Scratch):
             if done.status:
                 raise HostError(f"ipset restore in the throw-away namespace: {message(done.err)}")
 
-    def _committed(self, task: _Task, chosen: Sequence[Item]) -> Texts:
-        load = texts.to_commit(task.stored, task.live, chosen)
+    def _committed(self, task: Task) -> Texts:
+        load = texts.to_commit(task.stored, task.live)
         # One program loads, commits, then names the tables anew, which makes it read them from the kernel, and lists.
         done = self.run([task.tools.restore, "--noflush"], load.text + listing(load.chains))
         if done.status:
-            raise self._not_loaded(task, load, done, chosen)
+            raise self._not_loaded(task, load, done)
         return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
 
     def written(self, tools: Tools, table: str, printed: Sequence[str], chains: Iterable[str]) -> List[Optional[Rule]]:
@@ -199,18 +211,21 @@ class Namespace(Scratch):
             return [one[0] if one and len(one) == 1 else None for one in ([load([rule]) for rule in printed])]
         return list(found)
 
-    def _not_loaded(self, task: _Task, load: texts.Load, done: Done, chosen: Sequence[Item]) -> HostError:
+    def _not_loaded(self, task: Task, load: texts.Load, done: Done) -> HostError:
         """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
         if any(number in load.origin for number in numbers):
             return self._refused(task, load, done)
 
+        rules = sorted(load.origin.values(), key=lambda rule: rule.line)
+
         def attempt(count: int) -> Done:
-            return self.run([task.tools.restore], texts.to_commit(task.stored, task.live, chosen[:count]).text)
+            beginning = task.stored.only(lambda rule: count > 0 and rule.line <= rules[count - 1].line)
+            return self.run([task.tools.restore], texts.to_commit(beginning, task.live).text)
 
         if attempt(0).status:
             return _refusal(task, None, done)
-        good, bad = 0, len(chosen)
+        good, bad = 0, len(rules)
         while bad - good > 1:
             middle = (good + bad) // 2
             tried = attempt(middle)
@@ -218,7 +233,7 @@ class Namespace(Scratch):
                 bad, done = middle, tried
             else:
                 good = middle
-        return _refusal(task, chosen[bad - 1], done)
+        return _refusal(task, rules[bad - 1], done)
 
 
 class UserNamespace(Namespace):
@@ -270,13 +285,13 @@ def open_scratch() -> Iterator[Scratch]:
             scratch.close()
 
 
-def _refusal(task: _Task, item, done: Done) -> HostError:
-    where = f"{task.stored.path}, line {item.rule.line}" if item else task.stored.path
-    what = f" the rule '-A {item.rule.chain} {item.rule.spec}'" if item else " it"
+def _refusal(task: Task, rule: Optional[StoredRule], done: Done) -> HostError:
+    where = f"{task.stored.path}, line {rule.line}" if rule else task.stored.path
+    what = f" the rule '-A {rule.chain} {rule.spec}'" if rule else " it"
     program = os.path.basename(task.tools.restore)
     cure = (
         "Correct the line"
-        if item
+        if rule
         else "No rule is to blame: see whether the kernel has these tables, and the chains' names"
     )
     for pattern, sentence in _CURES:

@@ -113,7 +113,7 @@ class _Writer:
         return not self._owners.of_chain(chain) or bool(self._owners.is_yours(chain) and kept)
 
     def _kept(self, table: str, chain: str, state: Chain) -> Tuple[str, ...]:
-        whose = [self._owners.of_rule(table, chain, rule) for rule in state.rules]
+        whose = self._owners.of_rules(table, chain, state.rules)
         add(self._left_out, (owner for owner in whose if owner != UNKNOWN))
         return tuple(rule for rule, owner in zip(state.rules, whose) if owner == UNKNOWN)
 
@@ -134,7 +134,7 @@ class _Writer:
                 written.add(rule)
 
     def _note_policy(self, table: str, chain: str, state: Chain) -> None:
-        others = {self._owners.of_rule(table, chain, rule) for rule in state.rules} - {UNKNOWN}
+        others = set(self._owners.of_rules(table, chain, state.rules)) - {UNKNOWN}
         if others:
             self._warnings.append(
                 f"{chain_key(self._family, table, chain)}: the policy DROP was exported; see whether it is yours or "

@@ -19,8 +19,8 @@ _LISTS = ("-s", "-d", "--source", "--src", "--destination", "--dst")
 _SINGLE = ("--ctorigsrc", "--ctorigdst", "--ctreplsrc", "--ctrepldst", "--tunnel-src", "--tunnel-dst",
            "--gateway", "--on-ip")  # fmt: skip
 # A letter in the name, before any mask, of some part of the value: an address of the other family has a colon there.
-_MAYBE = re.compile(r"-(?:(?<!--)[sd]|-[a-z-]*?(?:src|dst|source|destination|gateway|on-ip))"
-                    r"[\s=\"]*(?:\S*,)?[^\s,:/\"]*[A-Za-z_][^\s,:/\"]*(?=[\s,/\"]|\Z)")  # fmt: skip
+_MAYBE = re.compile(r"-(?:(?<!--)[sd]|-(?:{}))".format("|".join(name[2:] for name in _LISTS + _SINGLE if name[2:]))
+                    + r"[\s=\"]*(?:\S*,)?[^\s,:/\"]*[A-Za-z_][^\s,:/\"]*(?=[\s,/\"]|\Z)")  # fmt: skip
 _NUMERIC = re.compile(r"[\d.]*\Z|.*:", re.DOTALL)  # of either family: iptables tells what is wrong with them
 _NO_MASK = re.compile(r"0+(?:\.0+)*\Z")
 _FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
@@ -37,6 +37,8 @@ class Resolved(NamedTuple):
 
 def resolve(stored: StoredFile) -> Resolved:
     """Raises HostError naming the line and the name that no address is known for."""
+    if not _MAYBE.search("\n".join(stored.texts())):
+        return Resolved(stored, frozenset(), [])
     reader = _Resolver(stored)
     tables = {
         name: table._replace(rules=tuple(reader.rule(rule) for rule in table.rules))

@@ -11,7 +11,7 @@ from _iptlive_model import BUILTIN, HostError, chain_key, is_builtin, plain
 from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_plan import ChainPlan, StoredState
 from _iptlive_stored import ranges
-from _iptlive_survey import FamilyView, Survey
+from _iptlive_survey import FamilyView, Survey, no_collections
 
 MOST_LINES = 100  # of neighbours in one result: a job's return must stay small on ten thousand hosts
 LONGEST_RUN = 4  # foreign rules in a row that are shown one by one
@@ -119,13 +119,11 @@ def _rules(view: FamilyView, table: str, chain: str) -> Tuple[str, ...]:
 
 
 def _count(owners: Owners, table: str, chain: str, state: StoredState, rules: Sequence[str]) -> Dict[str, int]:
-    stored = Counter(line.rule for line in state.rules)
     deleted = {line.rule for line in state.deletes}
+    more = Counter(rules) - Counter([line.rule for line in state.rules])
+    foreign = [rule for rule in more.elements() if rule not in deleted]
     number: Dict[str, int] = {}
-    for rule, copies in Counter(rules).items():
-        more = 0 if rule in deleted else copies - stored[rule]
-        if more > 0:
-            add(number, [owners.of_rule(table, chain, rule)] * more)
+    add(number, owners.of_rules(table, chain, foreign))
     return number
 
 
@@ -136,14 +134,15 @@ def warnings(found: Survey, owners: Owners) -> List[str]:
         lines: Dict[str, List[int]] = defaultdict(list)
         for table, states in view.states.items():
             for chain, state in states.items():
-                for rule, line in state.rules:
-                    lines[owners.of_rule(table, chain, rule)].append(line)
+                whose = owners.of_rules(table, chain, [line.rule for line in state.rules])
+                for line, owner in zip(state.rules, whose):
+                    if owner != UNKNOWN:
+                        lines[owner].append(line.line)
         sentences += [
             f"{view.path}: the file holds {len(lines[owner])} of {owner}'s rules "
             f"(line {ranges(sorted(set(lines[owner])))}). {owner} writes them itself, and the stored ones would be "
             "put back after it has removed them; iptlive.export writes a file without them"
             for owner in sorted(lines)
-            if owner != UNKNOWN
         ]
     return sentences
 
@@ -153,15 +152,16 @@ def annotate(answer: Dict[str, Any], found: Survey, owners: Owners, steps: Itera
 
     ``steps`` are those of an update that was carried out; without them the plans count.
     """
-    changed = _carried_out(found, steps) if steps else _changed(found)
-    pictures = around(changed, owners) if answer["changes"] else {}
-    answer["warnings"] += [plain(warning) for warning in warnings(found, owners)]
     for key, refusals in answer["refusals"].items():
         for refusal in refusals:
             if "foreign" in refusal:
                 _, table, chain = key.split("/")
                 refusal["owners"] = [owners.of_rule(table, chain, rule) for rule in refusal["foreign"]]
-    return dict(answer, foreign=counts(found, owners), neighbours=pictures)
+    with no_collections():
+        changed = _carried_out(found, steps) if steps else _changed(found)
+        pictures = around(changed, owners) if answer["changes"] else {}
+        answer["warnings"] += [plain(warning) for warning in warnings(found, owners)]
+        return dict(answer, foreign=counts(found, owners), neighbours=pictures)
 
 
 def _changed(found: Survey) -> Iterable[Changed]:

@@ -6,7 +6,7 @@ its program writes, or the exact shape of a rule that it writes on its interface
 
 import fnmatch
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Pattern, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Pattern, Sequence, Tuple
 
 from _iptlive_model import BUILTIN, InputError, Table
 
@@ -92,6 +92,7 @@ OWNERS: Dict[str, Owner] = {
 }
 
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
+_JUMP, _GOTO = re.compile(r"-j ([^ \n]+)"), re.compile(r"-g ([^ \n]+)")
 _INTERFACE = re.compile(r"(?:^| )-[io] (\S+)")
 _COMMENT = re.compile(r'(?:^| )--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -107,7 +108,7 @@ class Owners:
         self._found: Dict[str, Optional[str]] = {}
         self._yours = _any([pattern for owner in table.values() for pattern in owner.yours])
         # Most rules are nobody's: what none of these stands in needs no closer look.
-        self._telling = {_GLOB.split(pattern)[0] for owner in table.values() for pattern in owner.comments}
+        self._telling = _any_beginning('--comment "?', [glob for owner in table.values() for glob in owner.comments])
         self._comments = [(name, _any(owner.comments, ".*")) for name, owner in table.items() if owner.comments]
         self._shapes = _Shapes(table)
 
@@ -135,8 +136,24 @@ class Owners:
         owner = target and self.of_chain(target)
         return owner or self._of_comment(rule) or self._shapes.owner(table, chain, rule) or UNKNOWN
 
+    def of_rules(self, table: str, chain: str, rules: Sequence[str]) -> List[str]:
+        """The owners of a chain's rules."""
+        if self._may_own(table, chain, rules):
+            return [self.of_rule(table, chain, rule) for rule in rules]
+        return [UNKNOWN] * len(rules)
+
+    def _may_own(self, table: str, chain: str, rules: Sequence[str]) -> bool:
+        """Whether it is worth while to ask of each rule: nearly always all are nobody's, which all in one text tell."""
+        text = "\n".join(rules)
+        return (
+            self.of_chain(chain) is not None
+            or any(map(self.of_chain, {*_JUMP.findall(text), *_GOTO.findall(text)}))
+            or self._telling.search(text) is not None
+            or self._shapes.may_own(table, chain, text)
+        )
+
     def _of_comment(self, rule: str) -> Optional[str]:
-        if "--comment " not in rule or not any(text in rule for text in self._telling):
+        if not self._telling.search(rule):
             return None
         comments = [_ESCAPE.sub(r"\1", quoted) or bare for quoted, bare in _COMMENT.findall(rule)]
         return next((name for name, fits in self._comments if any(map(fits.match, comments))), None)
@@ -145,39 +162,54 @@ class Owners:
         """How many of a table's rules each owner has."""
         found: Dict[str, int] = {}
         for chain, state in content.items():
-            add(found, (self.of_rule(table, chain, rule) for rule in state.rules))
+            add(found, self.of_rules(table, chain, state.rules))
         return found
+
+
+class _Shape(NamedTuple):
+    """A regular expression for an owner's rule; ``bound``: one of the owner's interfaces is part of it."""
+
+    owner: str
+    pattern: Pattern
+    bound: bool
 
 
 class _Shapes:
     """Rules known by their shape; sorted by table and chain, because most rules fit none."""
 
     def __init__(self, table: Mapping[str, Owner]):
-        self._compiled: List[Tuple[str, Pattern]] = []
+        self._compiled: List[_Shape] = []
         self._interfaces: List[Tuple[str, Pattern]] = []
         for name, owner in table.items():
             interface = _any(owner.interfaces).pattern if owner.interfaces else "(?!)"
-            self._compiled += [(name, _compiled(name, rule, interface)) for rule in owner.rules]
+            self._compiled += [
+                _Shape(name, _compiled(name, rule, interface), "{interface}" in rule) for rule in owner.rules
+            ]
             if owner.interfaces and not owner.rules:
                 self._interfaces.append((name, _any(owner.interfaces)))
-        self._by_chain: Dict[str, List[Tuple[str, Pattern]]] = {}
+        interfaces = [glob for owner in table.values() for glob in owner.interfaces]
+        self._telling = [_any_beginning(option, interfaces) for option in ("-i ", "-o ")]
+        self._by_chain: Dict[str, List[_Shape]] = {}
+
+    def may_own(self, table: str, chain: str, text: str) -> bool:
+        """Whether one of the rules in this text may have a known shape."""
+        anyhow = not all(shape.bound for shape in self._at(f"{table}/{chain}"))
+        return anyhow or any(telling.search(text) for telling in self._telling)
 
     def owner(self, table: str, chain: str, rule: str) -> Optional[str]:
         place = f"{table}/{chain}"
         text = f"{place} {rule}"
-        found = next((name for name, shape in self._at(place) if shape.match(text)), None)
+        found = next((shape.owner for shape in self._at(place) if shape.pattern.match(text)), None)
         if found is None and self._interfaces:
             used = _INTERFACE.findall(_unquoted(rule))
             found = next((name for name, fits in self._interfaces if any(map(fits.match, used))), None)
         return found
 
-    def _at(self, place: str) -> List[Tuple[str, Pattern]]:
+    def _at(self, place: str) -> List[_Shape]:
         if place not in self._by_chain:
             beginning = re.compile(r"[\w/-]+ ")
-            plain = [(beginning.match(shape.pattern), name, shape) for name, shape in self._compiled]
-            self._by_chain[place] = [
-                (name, shape) for start, name, shape in plain if start is None or start.group() == place + " "
-            ]
+            starts = [(beginning.match(shape.pattern.pattern), shape) for shape in self._compiled]
+            self._by_chain[place] = [shape for start, shape in starts if start is None or start.group() == place + " "]
         return self._by_chain[place]
 
 
@@ -190,6 +222,12 @@ def _target(rule: str) -> Optional[str]:
 def _unquoted(rule: str) -> str:
     """Without quoted texts: a comment may say anything."""
     return _QUOTED.sub('""', rule) if '"' in rule else rule
+
+
+def _any_beginning(before: str, patterns: Sequence[str]) -> Pattern:
+    """What must stand in a text for any of these shell patterns to be in it, behind something that is found fast."""
+    beginnings = sorted({_GLOB.split(pattern)[0] for pattern in patterns})
+    return re.compile(f"{before}(?:{'|'.join(map(re.escape, beginnings))})" if beginnings else "(?!)")
 
 
 def _compiled(name: str, rule: str, interface: str) -> Pattern:

@@ -1,12 +1,11 @@
 """What stored rules name and this host may lack: chains, targets and ipsets, looked for before anything is loaded."""
 
-from typing import Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Callable, Container, Dict, Mapping, NamedTuple, Optional, Sequence, Set
 
-from _iptlive_model import HostError, Table, chain_key, is_builtin
+from _iptlive_model import BUILTIN, HostError, Table, chain_key
 from _iptlive_plan import Refusal
 from _iptlive_rules import other_family, sets, targets
-from _iptlive_scratch import Item
-from _iptlive_stored import StoredFile
+from _iptlive_stored import StoredFile, StoredRule
 
 # The targets that come with iptables; a program is asked about any other name.
 KNOWN_TARGETS = frozenset(
@@ -17,12 +16,12 @@ KNOWN_TARGETS = frozenset(
 
 
 class References(NamedTuple):
-    """Which rules can be loaded; which are refused; and which need not be looked at.
+    """The file with the rules that can be loaded, and by line which are refused.
 
-    A rule that is to be deleted and names a thing that does not exist cannot be in the kernel.
+    A rule that is to be deleted and names a thing that does not exist cannot be in the kernel: it is in neither.
     """
 
-    usable: List[Item]
+    usable: StoredFile
     refusals: Dict[int, Refusal]
     sets: Set[str]
 
@@ -34,25 +33,25 @@ class Host(NamedTuple):
     is_target: Callable[[str], bool]
 
 
-def check(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item], host: Host) -> References:
-    """Raises HostError for a chain that cannot be made, whatever the host has."""
+def check(stored: StoredFile, live: Dict[str, Table], jumps: Mapping[str, Set[str]], host: Host) -> References:
+    """``jumps``: what each table's rules jump to. Raises HostError for a chain that no host can have."""
     _check_names(stored, live, host)
-    named = {name for item in chosen for name in sets(item.rule.spec)}
-    existing = host.sets() if named else set()
-    foreign_targets: Dict[str, bool] = {}
-    usable: List[Item] = []
+    missing = {name: _missing_targets(stored, name, live, jumps[name], host) for name in stored.tables}
+    texts = stored.texts()
+    named = {name for spec in texts for name in sets(spec)} if "-set" in "\n".join(texts) else set()
+    existing = named & host.sets() if named else set()
+    if not any(missing.values()) and named == existing:
+        return References(stored, {}, existing)
+    left_out: Set[int] = set()
     refusals: Dict[int, Refusal] = {}
-    chains = {name: set(table.chains).union(live.get(name, ())) for name, table in stored.tables.items()}
-    for item in chosen:
-        if other_family(item.rule.spec, stored.family):
-            usable.append(item)
-            continue
-        missing = _missing_target(item, chains[item.table], foreign_targets, host) or _missing_set(item, existing)
-        if missing is None:
-            usable.append(item)
-        elif not item.rule.delete:
-            refusals[item.index] = _refuse(stored, item, *missing)
-    return References(usable, refusals, named & existing)
+    for name, table in stored.tables.items():
+        for rule in table.rules:
+            what = _what_is_missing(name, rule, missing[name], existing)
+            if what and not other_family(rule.spec, stored.family):
+                left_out.add(rule.line)
+                if not rule.delete:
+                    refusals[rule.line] = _refuse(stored, name, rule, *what)
+    return References(stored.only(lambda rule: rule.line not in left_out), refusals, existing)
 
 
 def _check_names(stored: StoredFile, live: Dict[str, Table], host: Host) -> None:
@@ -65,23 +64,24 @@ def _check_names(stored: StoredFile, live: Dict[str, Table], host: Host) -> None
                 )
 
 
-def _missing_target(item: Item, own: Container[str], asked: Dict[str, bool], host: Host) -> Optional[Sequence[str]]:
-    for name in targets(item.rule.spec):
-        if name in own or name in KNOWN_TARGETS or is_builtin(item.table, name):
-            continue
-        if name not in asked:
-            asked[name] = host.is_target(name)
-        if not asked[name]:
+def _missing_targets(stored: StoredFile, table: str, live: Dict[str, Table], jumps: Set[str], host: Host) -> Set[str]:
+    """What the rules of a table jump to, and this host does not have."""
+    own = {*stored.tables[table].chains, *live.get(table, ()), *BUILTIN[table], *KNOWN_TARGETS}
+    return {name for name in jumps - own if not host.is_target(name)}
+
+
+def _what_is_missing(
+    table: str, rule: StoredRule, missing: Set[str], existing: Container[str]
+) -> Optional[Sequence[str]]:
+    """In words, with the cure."""
+    for name in targets(rule.spec):
+        if name in missing:
             return (
                 f"jumps to '{name}', which is neither a chain (stored or in the kernel) nor a target",
-                f"declare the chain with ':{name} - [0:0]' below '*{item.table}', start the program that makes it "
+                f"declare the chain with ':{name} - [0:0]' below '*{table}', start the program that makes it "
                 "before this runs, or correct the name",
             )
-    return None
-
-
-def _missing_set(item: Item, existing: Container[str]) -> Optional[Sequence[str]]:
-    for name in sets(item.rule.spec):
+    for name in sets(rule.spec):
         if name not in existing:
             return (
                 f"names the ipset '{name}', which does not exist",
@@ -90,7 +90,6 @@ def _missing_set(item: Item, existing: Container[str]) -> Optional[Sequence[str]
     return None
 
 
-def _refuse(stored: StoredFile, item: Item, what: str, hint: str) -> Refusal:
-    key = chain_key(stored.family, item.table, item.rule.chain)
-    message = f"{key}: line {item.rule.line} {what}"
-    return Refusal("missing_reference", message, hint, (item.rule.spec,), (item.rule.line,))
+def _refuse(stored: StoredFile, table: str, rule: StoredRule, what: str, hint: str) -> Refusal:
+    message = f"{chain_key(stored.family, table, rule.chain)}: line {rule.line} {what}"
+    return Refusal("missing_reference", message, hint, (rule.spec,), (rule.line,))

@@ -1,19 +1,20 @@
 """The text that goes through iptables-restore to be read back, and what comes back: rules in the kernel's spelling.
 
 A line may become several kernel rules (``-s a,b``), or none (``-6`` in an IPv4 file). Such a line is followed by a
-marker rule that carries its index, so that it is mapped to exactly what it became; lines that become one rule each
+marker rule that carries its number, so that it is mapped to exactly what it became; lines that become one rule each
 share the marker that ends their run, and must come back in their number.
 """
 
 import re
-from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+from collections import defaultdict
+from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 from _iptlive_model import BUILTIN, HostError, Table, is_builtin
 from _iptlive_plan import Line, Refusal, StoredState
 from _iptlive_rules import TARGET_OPTIONS, options, targets
 from _iptlive_stored import StoredFile, StoredRule
 
-_MARKER = "-m comment --comment iptlive-line-{}"  # letters that the listing does not quote
+MARKER = "-m comment --comment iptlive-line-{}"  # letters that the listing does not quote
 BENCH = "iptlive-bench"
 GOING = "iptlive-going"  # what is to be deleted
 NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and takes back all that stands above it
@@ -22,49 +23,38 @@ NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and takes 
 # sets the live timer of that label.
 _OBJECT_TARGETS = ("IDLETIMER", "LED", "CLUSTERIP", "SECMARK")
 _OBJECT_MATCHES = ("nfacct", "rateest")
-_MAY_NAME_OBJECT = re.compile("|".join(_OBJECT_TARGETS + _OBJECT_MATCHES) + "|--timeout")
 
 # What else than one rule comes of needs a comma or a mark of the family. These take lists that stay one rule, and
 # free texts.
-_MARKS = (",", '"', "-4", "-6", "--ip")  # none of them: no need to look closer
-_MAY_NOT_BE_ONE = re.compile(r"[,\"]|(?:^|[ \t])(?:-[46]|--ip)")
-_HARMLESS_LISTS = re.compile(r"--(?:[sd]?ports|state|ctstate|tcp-flags)[ \t]+[^ \t\"]+")
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_HARMLESS_TEXTS = re.compile(r'--(?:comment|log-prefix|nflog-prefix)[ \t]+""')
+_HARMLESS = re.compile(r'--(?:[sd]?ports|state|ctstate|tcp-flags)[ \t]+[^ \t"]+'
+                       r'|--(?:comment|log-prefix|nflog-prefix)[ \t]+"(?:[^"\\]|\\.)*"')  # fmt: skip
+_FAMILY_MARK = re.compile(r"(?:^|[ \t])(?:-[46]|--ip)")
 
-Texts = Dict[int, Tuple[str, ...]]
-
-
-class Item(NamedTuple):
-    """One stored rule, and its index among all of its file."""
-
-    index: int
-    table: str
-    rule: StoredRule
+Texts = Dict[int, Tuple[str, ...]]  # by the line of the stored file
 
 
 class Load(NamedTuple):
     """Input for iptables-restore; ``origin`` tells which stored rule an input line carries."""
 
     text: str
-    origin: Dict[int, Item]
-    runs: Dict[int, Tuple[int, ...]]  # by the index that a marker carries: the rules that it ends
+    origin: Dict[int, StoredRule]
+    runs: Dict[int, List[int]]  # by the line that a marker carries: the lines of the rules that it ends
     chains: Dict[str, List[str]]  # those that hold rules, by table
     tails: Dict[int, str] = {}
-
-
-def items(stored: StoredFile) -> List[Item]:
-    rules = ((name, rule) for name, table in stored.tables.items() for rule in table.rules)
-    return [Item(index, table, rule) for index, (table, rule) in enumerate(rules)]
 
 
 def uses(spec: str, extension: str) -> bool:
     return any(option.value == extension for option in options(spec, TARGET_OPTIONS + ("-m", "--match")))
 
 
+def may_name_objects(text: str) -> bool:
+    """Whether it is worth while to ask of each of the rules in this text."""
+    return any(mark in text for mark in (*_OBJECT_TARGETS, *_OBJECT_MATCHES, "--timeout"))
+
+
 def names_object(spec: str) -> bool:
     """Whether the rule names an object of the live host, so that it must not be committed anywhere else."""
-    if not _MAY_NAME_OBJECT.search(spec):
+    if not may_name_objects(spec):
         return False
     jumps = targets(spec)
     matches = [option.value for option in options(spec, ("-m", "--match"))]
@@ -77,10 +67,11 @@ def names_object(spec: str) -> bool:
 
 def becomes_one(spec: str) -> bool:
     """Whether the line is sure to become exactly one kernel rule."""
-    if not any(mark in spec for mark in _MARKS) or not _MAY_NOT_BE_ONE.search(spec):
+    marked = "-4" in spec or "-6" in spec or "--ip" in spec
+    if not (marked or "," in spec or '"' in spec):
         return True
-    rest = _HARMLESS_TEXTS.sub("", _QUOTED.sub('""', spec)) if '"' in spec else spec
-    return not _MAY_NOT_BE_ONE.search(_HARMLESS_LISTS.sub("", rest))
+    rest = _HARMLESS.sub("", spec)
+    return not ("," in rest or '"' in rest or (marked and _FAMILY_MARK.search(rest)))
 
 
 class _Writer:
@@ -88,72 +79,77 @@ class _Writer:
 
     def __init__(self):
         self.lines: List[str] = []
-        self._origin: Dict[int, Item] = {}
-        self._runs: Dict[int, Tuple[int, ...]] = {}
+        self._origin: Dict[int, StoredRule] = {}
+        self._runs: Dict[int, List[int]] = {}
         self._chains: Dict[str, List[str]] = {}
-        self._open: Dict[str, List[int]] = {}
+        self._open: Dict[str, List[int]] = defaultdict(list)
 
-    def table(self, name: str, heads: Sequence[str], rules: Iterable[Tuple[Item, str, str]], tails: Sequence[str]):
-        """A whole table; each rule with the chain and the text that stand for it."""
+    def open(self, name: str, heads: Iterable[str]) -> None:
         self.lines += ["*" + name, *heads]
-        for item, chain, spec in rules:
-            self._rule(item, chain, spec)
-        self._chains[name] = list(self._open)
-        for chain in self._open:
-            self._end_run(chain)
-        self._open = {}
-        self.lines += [*tails, "COMMIT"]
+        self._open.clear()
 
-    def _rule(self, item: Item, chain: str, spec: str) -> None:
+    def rule(self, rule: StoredRule, chain: str, spec: str) -> None:
+        """A rule with the chain and the text that stand for it."""
         alone = not becomes_one(spec)
         if alone:
             self._end_run(chain)
-        self.lines.append(f"-A {chain} {spec}".rstrip(" "))
-        self._origin[len(self.lines)] = item
-        self._open.setdefault(chain, []).append(item.index)
+        self.lines.append(f"-A {chain} {spec}" if spec else f"-A {chain}")
+        self._origin[len(self.lines)] = rule
+        self._open[chain].append(rule.line)
         if alone:
             self._end_run(chain)
 
+    def close(self, name: str, tails: Iterable[str] = ()) -> None:
+        self._chains[name] = list(self._open)
+        for chain in self._open:
+            self._end_run(chain)
+        self.lines += [*tails, "COMMIT"]
+
     def _end_run(self, chain: str) -> None:
-        run = self._open.get(chain)
+        run = self._open[chain]
         if run:
-            self.lines.append(f"-A {chain} {_MARKER.format(run[-1])}")
-            self._runs[run[-1]] = tuple(run)
+            self.lines.append(f"-A {chain} {MARKER.format(run[-1])}")
+            self._runs[run[-1]] = run
             self._open[chain] = []
 
     def load(self, tails: Dict[int, str]) -> Load:
         return Load("\n".join(self.lines) + "\n", self._origin, self._runs, self._chains, tails)
 
 
-def to_commit(stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]) -> Load:
+def to_commit(stored: StoredFile, live: Dict[str, Table]) -> Load:
     """To be committed in a throw-away namespace; ``live`` lends the chains that only the kernel has."""
     writer = _Writer()
-    for name in stored.tables:
-        rules = [item for item in chosen if item.table == name]
-        chains = {GOING}.union(stored.tables[name].chains, live.get(name, ()))
+    for name, table in stored.tables.items():
+        chains = {GOING}.union(table.chains, live.get(name, ()))
         # The built-in ones are there when a rule needs them; to declare them costs nft some milliseconds.
-        heads = [f":{chain} - [0:0]" for chain in sorted(chains) if not is_builtin(name, chain)]
-        # What is to be deleted need not go together with what is stored: two jumps may make a loop.
-        lines = ((item, GOING if item.rule.delete else item.rule.chain, item.rule.spec) for item in rules)
-        writer.table(name, heads, lines, ())
+        writer.open(name, [f":{chain} - [0:0]" for chain in sorted(chains) if not is_builtin(name, chain)])
+        for rule in table.rules:
+            # What is to be deleted need not go together with what is stored: two jumps may make a loop.
+            writer.rule(rule, GOING if rule.delete else rule.chain, rule.spec)
+        writer.close(name)
     return writer.load({})
 
 
-def to_discard(table: str, stored: StoredFile, live: Dict[str, Table], chosen: Sequence[Item]) -> Load:
+def to_discard(bench: str, stored: StoredFile, live: Dict[str, Table]) -> Load:
     """To be listed and taken back by a deliberate failure: nothing of it reaches the kernel.
 
-    ``table`` is only the work bench: a rule reads the same in every table and chain. What a rule jumps to, however,
-    must not be listed before it is committed (the legacy program ends there); it is cut off and put back by hand.
+    The table ``bench`` is only where they are read: a rule reads the same in every table and chain. What a rule jumps
+    to, however, must not be listed before it is committed (the legacy program ends there); it is cut off and put back
+    by hand.
     """
     writer = _Writer()
-    chains = {name: set(own.chains).union(live.get(name, ())) for name, own in stored.tables.items()}
-    cut = {item.index: _without_jump(item.rule.spec, chains[item.table]) for item in chosen}
-    rules = ((item, BENCH, cut[item.index][0]) for item in chosen)
-    writer.table(table, ["-N " + BENCH], rules, ["-S " + BENCH, f"-D {NOWHERE} 1"])
-    return writer.load({index: tail for index, (_, tail) in cut.items()})
+    tails: Dict[int, str] = {}
+    writer.open(bench, ["-N " + BENCH])
+    for name, table in stored.tables.items():
+        chains = set(table.chains).union(live.get(name, ()))
+        for rule in table.rules:
+            spec, tails[rule.line] = _without_jump(rule.spec, chains)
+            writer.rule(rule, BENCH, spec)
+    writer.close(bench, ["-S " + BENCH, f"-D {NOWHERE} 1"])
+    return writer.load(tails)
 
 
-def _without_jump(spec: str, chains: Iterable[str]) -> Tuple[str, str]:
+def _without_jump(spec: str, chains: Set[str]) -> Tuple[str, str]:
     for option in options(spec, TARGET_OPTIONS):
         if option.value in chains:
             letter = "-g" if option.name in ("-g", "--goto") else "-j"
@@ -164,7 +160,7 @@ def _without_jump(spec: str, chains: Iterable[str]) -> Tuple[str, str]:
 def became(load: Load, chains: Iterable[Sequence[str]]) -> Texts:
     """For each stored rule of the load the kernel rules it became; ``chains`` are the listed ones."""
     texts: Texts = {}
-    markers = {_MARKER.format(index): run for index, run in load.runs.items()}
+    markers = {MARKER.format(line): run for line, run in load.runs.items()}
     for rules in chains:
         start = 0
         for end, text in enumerate(rules):
@@ -181,7 +177,7 @@ def _of_run(run: Sequence[int], rules: Sequence[str], tails: Dict[int, str]) -> 
     if len(parts) != len(run):
         return {}  # the caller counts
     if tails:
-        parts = [tuple(f"{rule} {tails[index]}".strip() for rule in part) for index, part in zip(run, parts)]
+        parts = [tuple(f"{rule} {tails[line]}".strip() for rule in part) for line, part in zip(run, parts)]
     return dict(zip(run, parts))
 
 
@@ -195,25 +191,24 @@ class Spelling(NamedTuple):
 
 def states(stored: StoredFile, spelling: Spelling, live: Dict[str, Table]) -> Dict[str, Dict[str, StoredState]]:
     """The stored chains in the kernel's spelling, by table and chain."""
-    chosen = items(stored)
-    return {
-        name: _table_states(stored, name, [item for item in chosen if item.table == name], spelling, table)
-        for name, table in ((name, live.get(name, {})) for name in stored.tables)
-    }
+    return {name: _table_states(stored, name, spelling, live.get(name, {})) for name in stored.tables}
 
 
-def _table_states(stored: StoredFile, name: str, chosen: Sequence[Item], spelling: Spelling, live: Table):
+def _table_states(stored: StoredFile, name: str, spelling: Spelling, live: Table):
     table = stored.tables[name]
     rules: Dict[str, List[Line]] = {chain: [] for chain in list(BUILTIN[name]) + list(table.chains)}
     deletes: Dict[str, List[Line]] = {chain: [] for chain in rules}
     refusals: Dict[str, List[Refusal]] = {chain: [] for chain in rules}
-    for index, _, rule in chosen:
-        texts = spelling.texts.get(index, ())
-        if rule.line in spelling.named and len(texts) > 1 and rule.chain in live:
+    for rule in table.rules:
+        texts = spelling.texts.get(rule.line, ())
+        if len(texts) == 1 and not rule.delete and rule.insert_at is None:
+            rules[rule.chain].append(Line(texts[0], rule.line))  # nearly all of them
+            continue
+        if len(texts) > 1 and rule.line in spelling.named and rule.chain in live:
             texts = _as_in(live[rule.chain].rules, texts)
         lines = [Line(text, rule.line) for text in texts]
-        if index in spelling.refusals:
-            refusals[rule.chain].append(spelling.refusals[index])
+        if rule.line in spelling.refusals:
+            refusals[rule.chain].append(spelling.refusals[rule.line])
         elif rule.delete:
             deletes[rule.chain] += lines
         elif rule.insert_at is None:

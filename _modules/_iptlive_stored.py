@@ -7,7 +7,7 @@ update cannot honour is an error that names it. Harmless deviations that iptable
 """
 
 import re
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from _iptlive_model import BUILTIN, HostError, is_builtin
 from _iptlive_rules import Word, quotes_closed, words
@@ -16,11 +16,9 @@ LONGEST_LINE = 10239  # iptables-restore reads no more and takes the remainder f
 LONGEST_NAME = 28
 
 _DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
-_COUNTERS = re.compile(r"\[\d+:\d+\][ \t]*")
+_COUNTERS = re.compile(r"\A\[\d+:\d+\][ \t]*")
 _CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t]+\[\d+:\d+\])?\Z")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f]")
-# How nearly all rules are written: understood without splitting the line into words.
-_PLAIN_RULE = re.compile(r'-A[ \t]+([^ \t"]+)(?:[ \t]+|\Z)')
+_CONTROL = bytes(set(range(32)) - {ord("\t"), ord("\n")})
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _COMMANDS = re.compile(r"(-[ADIRNPFXZECLS]|--(?:append|delete|insert|replace|new-chain|policy|flush|delete-chain"
                        r"|zero|rename-chain|check|list|list-rules)(?![\w-])=?)(.*)\Z", re.DOTALL)  # fmt: skip
@@ -64,14 +62,24 @@ class StoredFile(NamedTuple):
     tables: Dict[str, StoredTable]
     warnings: Tuple[str, ...]
 
+    def texts(self) -> List[str]:
+        return [rule.spec for table in self.tables.values() for rule in table.rules]
+
+    def only(self, keep: Callable[[StoredRule], bool]) -> "StoredFile":
+        """The same without the rules that are not to be kept."""
+        tables = {name: table._replace(rules=tuple(filter(keep, table.rules))) for name, table in self.tables.items()}
+        return self._replace(tables=tables)
+
 
 def parse(family: str, path: str, data: bytes) -> StoredFile:
     """Parse the bytes of a stored file; raises HostError naming path, line and cure."""
     reader = _Reader(path)
-    text = data.decode("utf-8", "surrogateescape")
-    for number, line in enumerate(_lines(reader, text), 1):
-        reader.read(number, line)
-    reader.finish()
+    lines = _lines(reader, data.decode("utf-8", "surrogateescape"))
+    _check_bytes(path, lines)
+    for number, line in enumerate(lines, 1):
+        if not reader.read_plain(number, line):
+            reader.read(number, line)
+    reader.finish(len(lines))
     return StoredFile(family, path, reader.tables, tuple(reader.warnings))
 
 
@@ -93,6 +101,22 @@ def _lines(reader: "_Reader", text: str) -> List[str]:
     return text.split("\n")[:-1]
 
 
+def _check_bytes(path: str, lines: List[str]) -> None:
+    whole = "\n".join(lines).encode("utf-8", "surrogateescape")
+    if max(map(len, whole.split(b"\n"))) <= LONGEST_LINE and len(whole.translate(None, _CONTROL)) == len(whole):
+        return
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if len(line) > LONGEST_LINE:
+            raise HostError(
+                f"{path}, line {number}: the line is {len(line)} characters long; iptables-restore reads at most "
+                f"{LONGEST_LINE}. Split the rule, or put its addresses into an ipset"
+            )
+        if len(line.translate(None, _CONTROL)) < len(line):
+            raise HostError(
+                f"{path}, line {number}: the line holds a control character: this is not a text file of iptables rules"
+            )
+
+
 class _Section:
     """The table being read."""
 
@@ -101,6 +125,7 @@ class _Section:
         self.line = line
         self.chains: Dict[str, StoredChain] = {}
         self.rules: List[StoredRule] = []
+        self.known = set(BUILTIN[name])
 
 
 class _Reader:
@@ -120,9 +145,19 @@ class _Reader:
     def error(self, what: str) -> HostError:
         return HostError(f"{self.path}, line {self._number}: {what}")
 
+    def read_plain(self, number: int, raw: str) -> bool:
+        """Take a rule that is written as nearly all are; it need not be split into words."""
+        line = _COUNTERS.sub("", raw) if raw.startswith("[") else raw
+        chain, _, spec = line[3:].partition(" ")
+        if not (self._section and line.startswith("-A ") and chain in self._section.known):
+            return False
+        if '"' in line and ('"' in chain or not quotes_closed(line)):
+            return False
+        self._section.rules.append(StoredRule(chain, spec.strip(" \t"), number))
+        return True
+
     def read(self, number: int, raw: str) -> None:
         self._number = number
-        self._check_bytes(raw)
         line = raw.strip(" \t")
         if self._refused_by_restore(raw, line):
             self._blanks.append(number)
@@ -140,7 +175,8 @@ class _Reader:
         elif not line.startswith("#"):
             self._command(line)
 
-    def finish(self) -> None:
+    def finish(self, number: int) -> None:
+        self._number = number
         if self._section:
             raise self.error(
                 f"the table '{self._section.name}' opened at line {self._section.line} has no COMMIT: "
@@ -158,16 +194,6 @@ class _Reader:
         if raw == line:
             return False
         return not line or line == "COMMIT" or (line[0] in "#*:[" and raw[0] in " \t")
-
-    def _check_bytes(self, raw: str) -> None:
-        length = len(raw) if raw.isascii() else len(raw.encode("utf-8", "surrogateescape"))
-        if length > LONGEST_LINE:
-            raise self.error(
-                f"the line is {length} characters long; iptables-restore reads at most {LONGEST_LINE}. "
-                "Split the rule, or put its addresses into an ipset"
-            )
-        if _CONTROL.search(raw):
-            raise self.error("the line holds a control character: this is not a text file of iptables rules")
 
     def _open(self, line: str) -> None:
         name = line[1:].strip(" \t")
@@ -227,6 +253,7 @@ class _Reader:
         if earlier:
             raise self.error(f"chain '{name}' is declared already at line {earlier.line}. Remove one of the two")
         section.chains[name] = StoredChain(self._policy(section, name, policy), self._number)
+        section.known.add(name)
 
     def _policy(self, section: _Section, name: str, policy: str) -> Optional[str]:
         if policy == "-":
@@ -251,14 +278,9 @@ class _Reader:
 
     def _command(self, line: str, delete: bool = False) -> None:
         section = self._inside()
-        counters = _COUNTERS.match(line) if line[0] == "[" else None
-        line = line[counters.end() :] if counters else line
+        line = _COUNTERS.sub("", line)
         if not quotes_closed(line):
             raise self.error("a double quote is opened and never closed; a quoted text cannot go on in the next line")
-        plain = _PLAIN_RULE.match(line)
-        if plain:
-            self._add(section, StoredRule(plain.group(1), line[plain.end() :], self._number, delete))
-            return
         parts = words(line)
         place = next((i for i, word in enumerate(parts) if _COMMANDS.match(word.value)), None)
         if place is None:
@@ -286,7 +308,7 @@ class _Reader:
         self._add(section, StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
 
     def _add(self, section: _Section, rule: StoredRule) -> None:
-        if not is_builtin(section.name, rule.chain) and rule.chain not in section.chains:
+        if rule.chain not in section.known:
             raise self.error(
                 f"chain '{rule.chain}' of table '{section.name}' is not declared. Add ':{rule.chain} - [0:0]' below "
                 f"'*{section.name}'"

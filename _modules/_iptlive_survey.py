@@ -14,7 +14,7 @@ from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builti
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
 from _iptlive_references import KNOWN_TARGETS
-from _iptlive_rules import targets
+from _iptlive_rules import all_targets, targets
 from _iptlive_stored import StoredFile, parse
 
 log = logging.getLogger(__name__)
@@ -63,17 +63,21 @@ def survey(options: Options) -> Survey:
     kernel.check_rights()
     for family in options.families:
         kernel.check_family(family)
-    workers = 1 + len(options.families)
-    with _no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
+    workers = 1 + 2 * len(options.families)
+    with no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         # The kernel makes the namespace while the files are read; one family's programs run while the next is read.
         scratch = pool.submit(stack.enter_context, canon.open_scratch())
-        views = [pool.submit(_view, options, scratch, _stored(options, family)) for family in options.families]
+        tools = [pool.submit(kernel.find_tools, family, options.backend) for family in options.families]
+        views = [
+            pool.submit(_view, options, scratch, found, _stored(options, family))
+            for family, found in zip(options.families, tools)
+        ]
         return Survey(options, tuple(view.result() for view in views))
 
 
 @contextlib.contextmanager
-def _no_collections():
-    """Python looks for cycles again and again while many objects are made; here none is in one, and all are needed."""
+def no_collections():
+    """Python looks for cycles again and again while many objects are made; ours are in none, and all are needed."""
     active = gc.isenabled()
     gc.disable()
     try:
@@ -97,12 +101,15 @@ def _path(options: Options, stored: StoredFile) -> str:
     return files.destination(stored.family, options.files[stored.family])
 
 
-def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile) -> FamilyView:
-    tools = kernel.find_tools(stored.family, options.backend)
+def _view(
+    options: Options, opened: "Future[canon.Scratch]", found: "Future[kernel.Tools]", stored: StoredFile
+) -> FamilyView:
+    tools = found.result()
     log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
-    live = _live(tools, stored)
+    jumps = {name: all_targets([rule.spec for rule in table.rules]) for name, table in stored.tables.items()}
+    live = _live(tools, stored, jumps)
     scratch = opened.result()
-    states, warnings = canon.canonical(scratch, tools, stored, live)
+    states, warnings = canon.canonical(scratch, tools, stored, live, jumps)
     states, misprints = rivals.misprinted(scratch, tools, live, states)
     warnings = stored.warnings + warnings + tuple(misprints + rivals.elsewhere(tools))
     plans = {
@@ -111,15 +118,12 @@ def _view(options: Options, opened: "Future[canon.Scratch]", stored: StoredFile)
     return FamilyView(tools, _path(options, stored), live, states, plans, warnings, scratch.kind)
 
 
-def _live(tools: kernel.Tools, stored: StoredFile) -> Dict[str, Table]:
+def _live(tools: kernel.Tools, stored: StoredFile, jumps: Dict[str, Set[str]]) -> Dict[str, Table]:
     """The chains that the file names; of those that its rules only jump to, no more than that they are there."""
     wanted = {name: sorted(set(BUILTIN[name]).union(table.chains)) for name, table in stored.tables.items()}
-    jumps = {
-        name: {target for rule in table.rules for target in targets(rule.spec)} for name, table in stored.tables.items()
-    }
     # What is called like a target is no chain, unless the host lacks the target: then the rule is refused by its line.
-    jumps = {name: sorted(found.difference(wanted[name], KNOWN_TARGETS)) for name, found in jumps.items()}
-    return kernel.read_chains(tools, wanted, jumps)
+    named = {name: sorted(found.difference(wanted[name], KNOWN_TARGETS)) for name, found in jumps.items()}
+    return kernel.read_chains(tools, wanted, named)
 
 
 def _plans(options: Options, family: str, table: str, states: Dict[str, StoredState], live: Table):
