@@ -402,9 +402,10 @@ def _listing_inside(table: str, chain: str, before: Optional[Chain], plan: Chain
 
 def _memory_file():
     """A full disk must not keep us from taking an update back."""
-    if hasattr(os, "memfd_create"):
+    try:
         return open(os.memfd_create("iptlive"), "w+b")
-    return tempfile.TemporaryFile()
+    except (AttributeError, OSError):  # an old Python or an old kernel has none
+        return tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager
@@ -462,10 +463,16 @@ def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
 
 def _read(process, reader: int, count: int, wait: int = 0) -> bytes:
     """What there is to read; nothing where the program has ended, or had to be ended because it hangs."""
-    if not select.select([reader], [], [], wait + TIMEOUT)[0]:
+    if not _is_ready(reader, select.POLLIN, wait + TIMEOUT):
         _end(process)
         return b""
     return os.read(reader, count)
+
+
+def _is_ready(pipe: int, event: int, seconds: float) -> bool:
+    waiting = select.poll()  # select() takes no descriptor above 1023, and a minion may have more
+    waiting.register(pipe, event)
+    return bool(waiting.poll(1000 * seconds))
 
 
 def _ended(process) -> Done:
@@ -520,7 +527,7 @@ def _say(process, text: str) -> None:
     # Where it ended on an error its status and message tell which.
     with contextlib.suppress(BrokenPipeError):
         while left:
-            if not select.select([], [pipe], [], TIMEOUT)[1]:
+            if not _is_ready(pipe, select.POLLOUT, TIMEOUT):
                 _end(process)
                 return
             left = left[os.write(pipe, left) :]

@@ -9,6 +9,8 @@ from _iptlive_model import Chain, HostError, Table
 # closing quote ends the word.
 _WORD = re.compile(r'[^ \t\n"]*"(?:[^"\\]|\\.)*"|[^ \t\n"]+', re.DOTALL)
 _QUOTED_PART = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_QUOTED_WORD = re.compile(" " + _QUOTED_PART.pattern, re.DOTALL)
+_TEXT = "\0"
 _COMPLETE = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*\Z', re.DOTALL)
 # What names a target in a line without quotes: found without splitting the line, which large files gain a lot by.
 _PLAIN_TARGET = re.compile(r"(?:^|[ \t])(?:(?:-[jg]|--jump|--goto)[ \t]+|-[jg]|--(?:jump|goto)=)([^ \t]+)")
@@ -73,20 +75,25 @@ def options(text: str, names: Tuple[str, ...]) -> Iterator[Option]:
 
 def targets(text: str) -> Tuple[str, ...]:
     """The chains or targets a rule jumps or goes to."""
-    found = _PLAIN_TARGET.findall(_QUOTED_PART.sub('"" ', text) if '"' in text else text)
-    if any('"' in name or name.startswith("-") for name in found):
+    plain = _without_texts(text)
+    found = _PLAIN_TARGET.findall(plain)
+    if '"' in plain or any(_TEXT in name or name.startswith("-") for name in found):
         return tuple(option.value for option in options(text, TARGET_OPTIONS))
     return tuple(found)
 
 
+def _without_texts(text: str) -> str:
+    """With a mark for each quoted word; a quote that is left is part of some other word."""
+    return _QUOTED_WORD.sub(f" {_TEXT} ", text) if '"' in text else text
+
+
 def all_targets(texts: Sequence[str]) -> Set[str]:
     """The chains or targets that any of the rules jumps or goes to."""
-    joined = " " + "\n ".join(texts)
-    joined = _QUOTED_PART.sub('""', joined) if '"' in joined else joined
+    joined = _without_texts(" " + "\n ".join(texts))
     found = _PLAIN_JUMP.findall(joined) + _PLAIN_GOTO.findall(joined)
     names = set(found)
-    unlike = joined.count(" -j") + joined.count(" -g") != len(found) or any('"' in name for name in names)
-    if unlike or any(mark in joined for mark in ("\t", " --jump", " --goto")):
+    unlike = joined.count(" -j") + joined.count(" -g") != len(found) or _TEXT in names
+    if unlike or any(mark in joined for mark in ('"', "\t", " --jump", " --goto")):
         return {name for text in texts for name in targets(text)}
     return names
 

@@ -16,7 +16,13 @@ CASES = [
 def owner_of(known, case):
     place, _, rule = case.partition(" ")
     table, chain = place.split("/")
-    return known.of_rule(table, chain, rule)
+    owner = known.of_rule(table, chain, rule)
+    assert known.of_rules(table, chain, [rule]) == [owner]
+    assert known.of_rules(table, chain, ["-i eth9 -j DROP", rule]) == [
+        known.of_rule(table, chain, "-i eth9 -j DROP"),
+        owner,
+    ]
+    return owner
 
 
 @pytest.mark.parametrize(("owner", "case"), CASES)

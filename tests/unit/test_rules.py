@@ -4,6 +4,7 @@ import pytest
 from _iptlive_model import Chain, HostError
 from _iptlive_rules import (
     TARGET_OPTIONS,
+    all_targets,
     options,
     parse_lists,
     parse_save,
@@ -120,6 +121,29 @@ def test_targets_are_those_that_splitting_into_words_finds(text):
     assert [name for name in targets(text) if name] == [
         option.value for option in options(text, TARGET_OPTIONS) if option.value
     ]
+
+
+WRITTEN = [
+    "-j A",
+    "-g B",
+    "--jump C",
+    "--goto=D",
+    "--goto D",
+    '-j "E"',
+    '-m x "a -j F"',
+    "-jG",
+    "-p tcp",
+    "\t-j H",
+    '-j I"J"',
+    '-m x "a"-j K',
+    '--jump"" L',
+    '--x="a "',
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(WRITTEN), max_size=3).map(" ".join), max_size=3))
+def test_targets_of_many_rules_are_those_of_each(texts):
+    assert all_targets(texts) == {name for text in texts for name in targets(text)}
 
 
 def test_names_in_rules():

@@ -1,11 +1,12 @@
 """The stored file's parser: cases as data files (``stored/*.yaml``), and whatever bytes a disk may hold."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 from _iptlive_model import BUILTIN, HostError
-from _iptlive_stored import LONGEST_LINE, parse
+from _iptlive_stored import LONGEST_LINE, _Reader, parse
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -124,7 +125,34 @@ def test_any_bytes_are_read_or_refused_with_their_place(data):
             assert rule.chain in table.chains or rule.chain in BUILTIN[name]
 
 
-@given(st.lists(st.sampled_from(["-s 10.0.0.1", "-p tcp", "-i lo"]), max_size=8), st.data())
+BLANKS = st.sampled_from([" ", " ", " ", "  ", "\t", ""])
+RULE_LINES = st.tuples(
+    st.sampled_from(["", "", "", " ", "[1:2] ", "[1:2]", "[1:2 ", "\t"]),
+    st.sampled_from(["-A", "-A", "-A", "-I", "-AINPUT"]),
+    BLANKS,
+    st.sampled_from(["INPUT", "MINE", 'M""', 'M""', '"INPUT"', 'IN"PUT', "OTHER", ""]),
+    BLANKS,
+    st.lists(st.sampled_from(["-j DROP", "-i lo", '"', "\\", "[1:2]", " ", "²"]), max_size=4).map("".join),
+    BLANKS,
+).map("".join)
+
+
+@given(st.lists(RULE_LINES, max_size=3))
+def test_what_is_understood_at_a_glance_is_what_splitting_into_words_makes_of_it(lines):
+    data = "\n".join(["*filter", ":MINE -", ':M"" -', ':IN"PUT -', *lines, "COMMIT", ""]).encode()
+    with patch.object(_Reader, "read_plain", lambda *_: False):
+        slowly = outcome(data)
+    assert outcome(data) == slowly
+
+
+def outcome(data):
+    try:
+        return read(data)
+    except HostError as err:
+        return str(err)
+
+
+@given(st.lists(st.sampled_from(["-s 10.0.0.1", "-p tcp", "-m comment --comment [1:2]"]), max_size=8), st.data())
 def test_marks_blanks_and_comments_change_no_rule(specs, data):
     """However a file is laid out, each rule keeps its text, its order and the number of its line."""
     lines, expected = ["*filter"], []
