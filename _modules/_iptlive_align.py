@@ -37,12 +37,7 @@ class _Row(NamedTuple):
 
     stored: int
     kernels: List[int]
-    unique: bool  # the text, on both sides
     length: int = 1
-
-    def continues(self, above: "_Row") -> bool:
-        follows = self.stored == above.stored + 1 and self.kernels[0] == above.kernels[0] + 1
-        return follows and self.unique and above.unique
 
 
 def align(stored: Sequence[str], kernel: Sequence[str]) -> List[Optional[int]]:
@@ -76,7 +71,7 @@ def _forced_ends(stored: Sequence[str], kernel: Sequence[str]) -> Tuple[int, int
 
 def _best_path(stored: Sequence[str], kernel: Sequence[str]) -> List[Optional[int]]:
     search = _Search(len(stored), len(kernel))
-    for row in _in_runs(_rows(stored, kernel)):
+    for row in _rows(stored, kernel):
         search.add_row(row)
     matched: List[Optional[int]] = [None] * len(stored)
     node = search.end()
@@ -88,35 +83,38 @@ def _best_path(stored: Sequence[str], kernel: Sequence[str]) -> List[Optional[in
     return matched
 
 
-def _rows(stored: Sequence[str], kernel: Sequence[str]) -> List[_Row]:
-    """The pairs of equal rules, from the top down."""
+def _rows(stored: Sequence[str], kernel: Sequence[str]) -> Iterator[_Row]:
+    """The pairs of equal rules, from the top down; those whose texts are unique in runs, in one piece each."""
     places: Dict[str, List[int]] = defaultdict(list)
     for index, text in enumerate(kernel):
         places[text].append(index)
     copies = Counter(stored)
     total = sum(count * len(places.get(text, ())) for text, count in copies.items())
     band = None if total <= MOST_PAIRS else max(1, MOST_PAIRS // (4 * (len(stored) + len(kernel))))
+    found = [places.get(text) or [] for text in stored]
+    pairs = [there[0] if len(there) == 1 == copies[text] else None for text, there in zip(stored, found)]
     rank: Counter = Counter()
-    rows = []
-    for index, text in enumerate(stored):
-        there = places.get(text)
-        if not there:
-            continue
-        if copies[text] == len(there) == 1:
-            rows.append(_Row(index, there, True))
-        else:
-            rows.append(_Row(index, _near(there, rank[text], copies[text], band), False))
+    index = 0
+    while index < len(stored):
+        length, text = 1, stored[index]
+        if pairs[index] is not None:
+            length = _run(pairs, index)
+            yield _Row(index, found[index], length)
+        elif found[index]:
+            near = _near(found[index], rank[text], copies[text], band)
             rank[text] += 1
-    return rows
+            if near:
+                yield _Row(index, near)
+        index += length
 
 
-def _in_runs(rows: List[_Row]) -> Iterator[_Row]:
-    """The rows of unique texts that stand directly below each other on both sides in one piece."""
-    start = 0
-    for end in range(1, len(rows) + 1):
-        if end == len(rows) or not rows[end].continues(rows[end - 1]):
-            yield rows[start]._replace(length=end - start)
-            start = end
+def _run(pairs: Sequence[Optional[int]], start: int) -> int:
+    """For how many rules from there on each stands right below the one before on both sides."""
+    shift = pairs[start] - start
+    end = start + 1
+    while end < len(pairs) and pairs[end] == end + shift:
+        end += 1
+    return end - start
 
 
 def _near(places: List[int], rank: int, copies: int, band: Optional[int]) -> List[int]:

@@ -46,6 +46,7 @@ def test_matching_is_the_best_of_all_longest(stored, kernel):
 
 
 @given(MANY, MANY, st.sampled_from([_iptlive_align.MOST_PAIRS, 40]))
+@example(["1"] * 30, ["1"] * 3, 40)
 def test_matching_of_long_chains(stored, kernel, most_pairs):
     """With few pairs allowed only copies near each other are paired: it may match less, but never wrongly."""
     usual, _iptlive_align.MOST_PAIRS = _iptlive_align.MOST_PAIRS, most_pairs
