@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import _iptlive_hosts as hosts
@@ -86,12 +85,8 @@ class Scratch:
     caveat = ""
     can_load = False
 
-    def __init__(self, folder: str):
-        self._folder = folder
-
     def run(self, argv: Sequence[str], stdin: str = "") -> Done:
-        # A lock of its own: nothing is written, so nobody need wait, and we need not wait for anybody.
-        return run(self._prefix() + list(argv), stdin, os.path.join(self._folder, os.path.basename(argv[0])))
+        return run(self._prefix() + list(argv), stdin, own_lock=True)
 
     def close(self) -> None:
         pass
@@ -144,8 +139,7 @@ class Namespace(Scratch):
     can_load = True
     _unshare = ("unshare", "--net", "cat")
 
-    def __init__(self, folder: str):
-        super().__init__(folder)
+    def __init__(self):
         self._holder = subprocess.Popen(
             self._unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
         )
@@ -242,8 +236,8 @@ class UserNamespace(Namespace):
     kind = "user namespace"
     _unshare = ("unshare", "--user", "--net", "cat")
 
-    def __init__(self, folder: str):
-        super().__init__(folder)
+    def __init__(self):
+        super().__init__()
         try:
             for name in ("uid_map", "gid_map"):
                 with open(f"/proc/{self._holder.pid}/{name}", "w", encoding="ascii") as mapping:
@@ -265,24 +259,23 @@ class UserNamespace(Namespace):
 @contextlib.contextmanager
 def open_scratch() -> Iterator[Scratch]:
     """The best of the three that this host allows."""
-    with tempfile.TemporaryDirectory(prefix="iptlive-") as folder:
-        scratch, why = None, ""
-        for kind in (Namespace, UserNamespace):
-            try:
-                scratch = kind(folder)
-                break
-            except (HostError, OSError) as err:
-                why = str(err)
-        if scratch is None:
-            scratch = Scratch(folder)
-            scratch.caveat = (
-                f"no throw-away network namespace can be made here ({why}), so the stored rules were read but not "
-                "tried; what the kernel would refuse shows only when they are applied"
-            )
+    scratch, why = None, ""
+    for kind in (Namespace, UserNamespace):
         try:
-            yield scratch
-        finally:
-            scratch.close()
+            scratch = kind()
+            break
+        except (HostError, OSError) as err:
+            why = str(err)
+    if scratch is None:
+        scratch = Scratch()
+        scratch.caveat = (
+            f"no throw-away network namespace can be made here ({why}), so the stored rules were read but not "
+            "tried; what the kernel would refuse shows only when they are applied"
+        )
+    try:
+        yield scratch
+    finally:
+        scratch.close()
 
 
 def _refusal(task: Task, rule: Optional[StoredRule], done: Done) -> HostError:

@@ -55,21 +55,23 @@ class Done(NamedTuple):
     err: str
 
 
-def environment(lock: Optional[str] = None) -> Dict[str, str]:
-    """The C locale, so that messages can be read, and for the scratch a lock file of its own."""
-    env = dict(os.environ, LC_ALL="C", PATH=SEARCH_PATH)
-    if lock:
-        env["XTABLES_LOCKFILE"] = lock
-    return env
+def environment() -> Dict[str, str]:
+    """The C locale, so that messages can be read."""
+    return dict(os.environ, LC_ALL="C", PATH=SEARCH_PATH)
 
 
-def run(argv: Sequence[str], stdin: str = "", lock: Optional[str] = None) -> Done:
-    """Input and output are files, so that the program need not wait until Python has time for it."""
+def run(argv: Sequence[str], stdin: str = "", own_lock: bool = False) -> Done:
+    """Input and output are files, so that the program need not wait until Python has time for it.
+
+    One that takes the xtables lock and yet writes nothing to the live tables need not wait for it, nor others for that.
+    """
     with _memory_file() as given, _memory_file() as printed:
         given.write(stdin.encode("utf-8", "surrogateescape"))
         given.seek(0)
         deadline = time.monotonic() + TIMEOUT
-        process = _popen(argv, given, printed, subprocess.PIPE, lock)
+        # The input will do for a lock: nobody else has it, and nothing is left behind.
+        env = dict(environment(), XTABLES_LOCKFILE="/proc/self/fd/0") if own_lock else environment()
+        process = _popen(argv, given, printed, subprocess.PIPE, env)
         try:
             err = b"".join(iter(lambda: _read(process, process.stderr.fileno(), 65536), b""))
             status = _wait(process)
@@ -83,11 +85,9 @@ def run(argv: Sequence[str], stdin: str = "", lock: Optional[str] = None) -> Don
     return Done(status, out, err)
 
 
-def _popen(argv: Sequence[str], stdin, stdout, stderr, lock: Optional[str] = None) -> subprocess.Popen:
+def _popen(argv: Sequence[str], stdin, stdout, stderr, env: Mapping[str, str]) -> subprocess.Popen:
     try:
-        return subprocess.Popen(
-            argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment(lock), start_new_session=True
-        )
+        return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True)
     except OSError as err:
         raise _unusable(argv[0], err) from err
 
@@ -217,11 +217,10 @@ def _read_listed(tools: Tools, there: Chains) -> Dict[str, Table]:
 def _list_legacy(tools: Tools, table: str, chains: Sequence[str], named: Sequence[str]) -> Table:
     """Chains of a table that is there. The program reads all of it, but that is less work than writing all of it out.
 
-    Without a COMMIT nothing is written, so it need not wait for the lock: it is given one of its own.
+    Without a COMMIT nothing is written.
     """
     asked = ["-S " + name for name in chains] + [f"-S {name} {NO_RULE}" for name in named]
-    with tempfile.NamedTemporaryFile(prefix="iptlive-") as lock:
-        done = run([tools.restore, "--noflush"], "\n".join(["*" + table, *asked, ""]), lock.name)
+    done = run([tools.restore, "--noflush"], "\n".join(["*" + table, *asked, ""]), own_lock=True)
     if "COMMIT expected" not in done.err:
         raise _UnlistedError
     return {**dict.fromkeys(named, Chain(None)), **dict(parse_lists(done.out))}
@@ -412,7 +411,7 @@ def _memory_file():
 def _started(argv: Sequence[str], stdout: int):
     """A restore program that waits for its input; whatever happens, it does not outlive us."""
     with _memory_file() as stderr:
-        process = _popen(argv, subprocess.PIPE, stdout, stderr)
+        process = _popen(argv, subprocess.PIPE, stdout, stderr, environment())
         process.errors = stderr
         try:
             # Whoever must read an answer before it has said all may say so much at once.

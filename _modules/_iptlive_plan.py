@@ -118,9 +118,10 @@ def _without(gone: Container[int], matched: Sequence[Optional[int]], rules: Sequ
 
 def commands(table: str, before: Table, plans: Dict[str, ChainPlan]) -> List[str]:
     """The plans as iptables-restore lines: new chains first, so that rules may jump to them; policies last."""
-    # A built-in chain that the kernel lacks comes to be so. One that it has would be left as it is, but on nft the
-    # kernel takes a good while over such a transaction.
-    first = [f":{chain} - [0:0]" for chain in plans if is_builtin(table, chain) and chain not in before]
+    # A built-in chain that the kernel lacks comes to be so; a program may list it all the same, as an empty one. One
+    # that is there is left as it is, but on nft the kernel takes its time over that: what holds rules is there.
+    empty = [chain for chain in plans if chain not in before or not before[chain].rules]
+    first = [f":{chain} - [0:0]" for chain in empty if is_builtin(table, chain)]
     middle, last = [], []
     for chain, plan in plans.items():
         for edit in plan.edits:
