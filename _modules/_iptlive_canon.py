@@ -119,7 +119,7 @@ class Scratch:
             return {}
         load = texts.to_discard(self._bench(tools), task.stored, task.live)
         done = self.run([tools.restore, "--noflush"], load.text)
-        if not done.out.endswith("\n") or texts.MARKER.format(next(reversed(load.runs))) not in done.out:
+        if not done.out.endswith("\n") or load.marker.format(next(reversed(load.runs))) not in done.out:
             raise self._refused(task, load, done)
         for name in _NO_MODULE.findall(done.err):
             # The one opinion of the kernel's that can be had this way.

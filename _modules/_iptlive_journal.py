@@ -1,8 +1,8 @@
 """What was planned, sent and committed, kept on disk so that whoever comes next knows it, whatever happened to us.
 
-Below ``/var/lib/iptlive`` (root only) each update has one file, replaced atomically before the step that it announces
-is taken. It has two lines of JSON: all but the steps, which is what most want to know of it, and the steps, which may
-have megabytes. The folder's lock lets one run at a time change anything.
+Below ``/var/lib/iptlive`` (root only) each update has one JSON file, replaced atomically before the step that it
+announces is taken. Its first line holds all but the steps, which may have megabytes and which few want to know. The
+folder's lock lets one run at a time change anything.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ def save(entry: Entry, flush: bool = True) -> None:
     path = os.path.join(_journal_folder(), entry.id + ".json")
     try:
         with open(path + ".new", "w", encoding="ascii", opener=_private) as file:
-            file.write("\n".join(_to_json(entry)))
+            file.write(_to_json(entry))
             file.flush()
             if flush:
                 os.fsync(file.fileno())
@@ -176,7 +176,7 @@ def load(identifier: Any, steps: bool = True) -> Optional[Entry]:
         return None
     try:
         with open(os.path.join(_journal_folder(), identifier + ".json"), encoding="ascii") as file:
-            return _from_json(file.readline(), file.read() if steps else "")
+            return _from_json(json.loads(file.read() if steps else _head(file.readline())), steps)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as err:
@@ -191,20 +191,23 @@ def entries(steps: bool = True) -> List[Entry]:
         return []
     except OSError as err:
         raise HostError(f"the journal below {FOLDER} cannot be read: {err.strerror}") from err
-    found = []
-    for name in names:
-        if name.endswith(".json"):
-            try:
-                found.append(load(name[: -len(".json")], steps))
-            except HostError as err:
-                log.error("%s", err)
+    found = [_readable(name[: -len(".json")], steps) for name in names if name.endswith(".json")]
     return [entry for entry in found if entry]
+
+
+def _readable(identifier: str, steps: bool) -> Optional[Entry]:
+    try:
+        return load(identifier, steps)
+    except HostError as err:
+        log.error("%s", err)
+        return None
 
 
 def unfinished() -> List[Entry]:
     """The entries of this boot that are not in a final state; with a reboot all of the kernel's rules are gone."""
-    heads = [entry for entry in entries(steps=False) if entry.state in UNFINISHED and entry.boot == boot_id()]
-    return [entry for entry in map(load, [head.id for head in heads]) if entry]
+    boot = boot_id()
+    heads = [entry for entry in entries(steps=False) if entry.state in UNFINISHED and entry.boot == boot]
+    return [entry for entry in (_readable(head.id, True) for head in heads) if entry and entry.state in UNFINISHED]
 
 
 def prune() -> None:
@@ -226,10 +229,15 @@ def _remove(path: str) -> None:
         os.remove(path)
 
 
-def _to_json(entry: Entry) -> Tuple[str, str]:
+def _to_json(entry: Entry) -> str:
     head = entry._asdict()
     steps = [_step_to_json(step) for step in head.pop("steps")]
-    return json.dumps(head), json.dumps(steps)
+    return json.dumps(head)[:-1] + ',\n"steps": ' + json.dumps(steps) + "}"
+
+
+def _head(line: str) -> str:
+    """All but the steps, which follow in the next line."""
+    return line if line.endswith("}") else line.rstrip(",\n") + "}"
 
 
 def _step_to_json(step: Step) -> Dict[str, Any]:
@@ -239,10 +247,9 @@ def _step_to_json(step: Step) -> Dict[str, Any]:
     )
 
 
-def _from_json(head: str, steps: str) -> Entry:
-    data = json.loads(head)
+def _from_json(data: Dict[str, Any], steps: bool) -> Entry:
     data["checks"] = tuple(data["checks"])
-    data["steps"] = tuple(_step_from_json(step) for step in json.loads(steps or "[]"))
+    data["steps"] = tuple(_step_from_json(step) for step in data["steps"]) if steps else ()
     return Entry(**data)
 
 

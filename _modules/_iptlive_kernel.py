@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from types import MappingProxyType
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, is_builtin
 from _iptlive_netlink import NoAnswerError, existing_chains
@@ -28,6 +28,7 @@ LEGACY_TABLES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tab
 TIMEOUT = 60  # seconds for any one program; loading 50,000 rules takes half of it
 CAP_NET_ADMIN = 1 << 12
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has no names for them before Python 3.10
+LONGEST_POLL = (1 << 31) - 1  # milliseconds, some 25 days: it takes no more
 STDIO_BUFFERS = 3 * resource.getpagesize()  # what the program's own output buffer may hold back, with room to spare
 
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -61,35 +62,62 @@ def environment() -> Dict[str, str]:
 
 
 def run(argv: Sequence[str], stdin: str = "", own_lock: bool = False) -> Done:
-    """Input and output are files, so that the program need not wait until Python has time for it.
-
-    One that takes the xtables lock and yet writes nothing to the live tables need not wait for it, nor others for that.
-    """
-    with _memory_file() as given, _memory_file() as printed:
-        given.write(stdin.encode("utf-8", "surrogateescape"))
-        given.seek(0)
-        deadline = time.monotonic() + TIMEOUT
-        # The input will do for a lock: nobody else has it, and nothing is left behind.
-        env = dict(environment(), XTABLES_LOCKFILE="/proc/self/fd/0") if own_lock else environment()
-        process = _popen(argv, given, printed, subprocess.PIPE, env)
-        try:
-            err = b"".join(iter(lambda: _read(process, process.stderr.fileno(), 65536), b""))
-            status = _wait(process)
-        finally:
-            _end(process)
-            process.stderr.close()
-        if time.monotonic() > deadline:
-            raise HostError("'{}' did not end within {} seconds".format(" ".join(argv), TIMEOUT))
-        printed.seek(0)
-        out, err = (part.decode("utf-8", "surrogateescape") for part in (printed.read(), err))
-    return Done(status, out, err)
-
-
-def _popen(argv: Sequence[str], stdin, stdout, stderr, env: Mapping[str, str]) -> subprocess.Popen:
+    """One that takes the xtables lock, and yet writes nothing to the live tables, is given a lock of its own."""
+    # Its input will do for that: nobody else has it, and nothing is left behind.
+    env = dict(environment(), XTABLES_LOCKFILE="/proc/self/fd/0") if own_lock else environment()
     try:
-        return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True)
-    except OSError as err:
-        raise _unusable(argv[0], err) from err
+        status, out, err = _run(argv, stdin.encode("utf-8", "surrogateescape"), env)
+    except OSError as error:
+        raise _unusable(argv[0], error) from error
+    except subprocess.TimeoutExpired as error:
+        raise HostError("'{}' did not end within {} seconds".format(" ".join(argv), TIMEOUT)) from error
+    return Done(status, *(part.decode("utf-8", "surrogateescape") for part in (out, err)))
+
+
+def _run(argv: Sequence[str], stdin: bytes, env: Mapping[str, str]) -> Tuple[int, bytes, bytes]:
+    """Input and output are files in memory, so that the program need not wait until Python has time for it.
+
+    Where there are none it takes pipes: on a full disk a program does not tell that its output ends too early.
+    """
+    try:
+        files = [open(os.memfd_create("iptlive"), "w+b") for _ in range(2)]
+    except (AttributeError, OSError):  # an old Python or an old kernel
+        done = subprocess.run(argv, input=stdin, capture_output=True, env=env, timeout=TIMEOUT, check=False)
+        return done.returncode, done.stdout, done.stderr
+    with files[0] as given, files[1] as printed:
+        given.write(stdin)
+        given.seek(0)
+        process = subprocess.Popen(argv, stdin=given, stdout=printed, stderr=subprocess.PIPE, env=env)
+        try:
+            deadline = time.monotonic() + TIMEOUT
+            said = _said(process.stderr.fileno(), deadline)
+            _wait(process, deadline)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            process.stderr.close()
+        printed.seek(0)
+        return process.returncode, printed.read(), said
+
+
+def _said(pipe: int, deadline: float) -> bytes:
+    """All that is written into the pipe until the program closes it, or until the time is up."""
+    parts = [b""]
+    while time.monotonic() < deadline and _is_ready(pipe, select.POLLIN, deadline - time.monotonic()):
+        parts.append(os.read(pipe, 65536))
+        if not parts[-1]:
+            break
+    return b"".join(parts)
+
+
+def _wait(process, deadline: float) -> None:
+    """As ``Popen.wait`` with a timeout, which however may look as rarely as every twentieth of a second."""
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(process.args, TIMEOUT)
+        time.sleep(0.0002)
 
 
 def _unusable(program: str, err: OSError) -> HostError:
@@ -411,7 +439,17 @@ def _memory_file():
 def _started(argv: Sequence[str], stdout: int):
     """A restore program that waits for its input; whatever happens, it does not outlive us."""
     with _memory_file() as stderr:
-        process = _popen(argv, subprocess.PIPE, stdout, stderr, environment())
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment(),
+                start_new_session=True,
+            )
+        except OSError as err:
+            raise _unusable(argv[0], err) from err
         process.errors = stderr
         try:
             # Whoever must read an answer before it has said all may say so much at once.
@@ -471,25 +509,19 @@ def _read(process, reader: int, count: int, wait: int = 0) -> bytes:
 def _is_ready(pipe: int, event: int, seconds: float) -> bool:
     waiting = select.poll()  # select() takes no descriptor above 1023, and a minion may have more
     waiting.register(pipe, event)
-    return bool(waiting.poll(1000 * seconds))
+    return bool(waiting.poll(min(1000 * seconds, LONGEST_POLL)))
 
 
 def _ended(process) -> Done:
     """How the program ended. One that had to be killed may have committed: the caller reads the kernel anyway."""
-    status = _wait(process)
+    try:
+        _wait(process, time.monotonic() + TIMEOUT)
+    except subprocess.TimeoutExpired:
+        _end(process)
+    status = process.returncode
     process.errors.seek(0)
     said = process.errors.read().decode("utf-8", "surrogateescape")
     return Done(status, "", said or (f"it was ended by signal {-status}" if status < 0 else ""))
-
-
-def _wait(process) -> int:
-    """As ``Popen.wait`` with a timeout, which however may look as rarely as every twentieth of a second."""
-    deadline = time.monotonic() + TIMEOUT
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            _end(process)
-        time.sleep(0.0002)
-    return process.returncode
 
 
 def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:

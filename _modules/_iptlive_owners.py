@@ -92,7 +92,7 @@ OWNERS: Dict[str, Owner] = {
 }
 
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
-_JUMP, _GOTO = re.compile(r"-j ([^ \n]+)"), re.compile(r"-g ([^ \n]+)")
+_JUMP, _GOTO = re.compile(r"-j (?=([^ \n]+))"), re.compile(r"-g (?=([^ \n]+))")  # also behind a name that ends so
 _INTERFACE = re.compile(r"(?:^| )-[io] (\S+)")
 _COMMENT = re.compile(r'(?:^| )--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -167,7 +167,7 @@ class Owners:
 
 
 class _Shape(NamedTuple):
-    """A regular expression for an owner's rule; ``bound``: one of the owner's interfaces is part of it."""
+    """A regular expression for an owner's rule; ``bound``: it has one of the interfaces right behind -i or -o."""
 
     owner: str
     pattern: Pattern
@@ -182,8 +182,10 @@ class _Shapes:
         self._interfaces: List[Tuple[str, Pattern]] = []
         for name, owner in table.items():
             interface = _any(owner.interfaces).pattern if owner.interfaces else "(?!)"
+            own = OWNERS[name].rules if name in OWNERS else ()  # of the others nobody knows where they have it
             self._compiled += [
-                _Shape(name, _compiled(name, rule, interface), "{interface}" in rule) for rule in owner.rules
+                _Shape(name, _compiled(name, rule, interface), rule in own and "{interface}" in rule)
+                for rule in owner.rules
             ]
             if owner.interfaces and not owner.rules:
                 self._interfaces.append((name, _any(owner.interfaces)))

@@ -14,7 +14,6 @@ from _iptlive_plan import Line, Refusal, StoredState
 from _iptlive_rules import TARGET_OPTIONS, options, targets
 from _iptlive_stored import StoredFile, StoredRule
 
-MARKER = "-m comment --comment iptlive-line-{}"  # letters that the listing does not quote
 BENCH = "iptlive-bench"
 GOING = "iptlive-going"  # what is to be deleted
 NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and takes back all that stands above it
@@ -40,6 +39,7 @@ class Load(NamedTuple):
     origin: Dict[int, StoredRule]
     runs: Dict[int, List[int]]  # by the line that a marker carries: the lines of the rules that it ends
     chains: Dict[str, List[str]]  # those that hold rules, by table
+    marker: str
     tails: Dict[int, str] = {}
 
 
@@ -77,7 +77,8 @@ def becomes_one(spec: str) -> bool:
 class _Writer:
     """Input lines, and which of them carry a stored rule."""
 
-    def __init__(self):
+    def __init__(self, stored: StoredFile):
+        self._marker = _marker(stored)
         self.lines: List[str] = []
         self._origin: Dict[int, StoredRule] = {}
         self._runs: Dict[int, List[int]] = {}
@@ -108,17 +109,26 @@ class _Writer:
     def _end_run(self, chain: str) -> None:
         run = self._open[chain]
         if run:
-            self.lines.append(f"-A {chain} {MARKER.format(run[-1])}")
+            self.lines.append(f"-A {chain} {self._marker.format(run[-1])}")
             self._runs[run[-1]] = run
             self._open[chain] = []
 
     def load(self, tails: Dict[int, str]) -> Load:
-        return Load("\n".join(self.lines) + "\n", self._origin, self._runs, self._chains, tails)
+        return Load("\n".join(self.lines) + "\n", self._origin, self._runs, self._chains, self._marker, tails)
+
+
+def _marker(stored: StoredFile) -> str:
+    """A rule that no stored line can become, of letters that the listing does not quote."""
+    taken = "".join(stored.texts()).replace('"', "").replace("\\", "")
+    name = "iptlive-line"
+    while name in taken:
+        name += "-x"
+    return f"-m comment --comment {name}-{{}}"
 
 
 def to_commit(stored: StoredFile, live: Dict[str, Table]) -> Load:
     """To be committed in a throw-away namespace; ``live`` lends the chains that only the kernel has."""
-    writer = _Writer()
+    writer = _Writer(stored)
     for name, table in stored.tables.items():
         chains = {GOING}.union(table.chains, live.get(name, ()))
         # The built-in ones are there when a rule needs them; to declare them costs nft some milliseconds.
@@ -137,7 +147,7 @@ def to_discard(bench: str, stored: StoredFile, live: Dict[str, Table]) -> Load:
     to, however, must not be listed before it is committed (the legacy program ends there); it is cut off and put back
     by hand.
     """
-    writer = _Writer()
+    writer = _Writer(stored)
     tails: Dict[int, str] = {}
     writer.open(bench, ["-N " + BENCH])
     for name, table in stored.tables.items():
@@ -160,7 +170,7 @@ def _without_jump(spec: str, chains: Set[str]) -> Tuple[str, str]:
 def became(load: Load, chains: Iterable[Sequence[str]]) -> Texts:
     """For each stored rule of the load the kernel rules it became; ``chains`` are the listed ones."""
     texts: Texts = {}
-    markers = {MARKER.format(line): run for line, run in load.runs.items()}
+    markers = {load.marker.format(line): run for line, run in load.runs.items()}
     for rules in chains:
         start = 0
         for end, text in enumerate(rules):

@@ -51,7 +51,7 @@ def victim(host, do="apply", at=None, every=False, confirm=0, timeout=60, check=
 
 def unfinished(host):
     listed = host.run(["find", "/var/lib/iptlive/journal", "-name", "*.json"], check=False).stdout.split()
-    entries = [json.loads(host.read(path).splitlines()[0]) for path in listed]
+    entries = [json.loads(host.read(path)) for path in listed]
     return [entry for entry in entries if entry["state"] in ("open", "pending", "taking_back")]
 
 

@@ -1,5 +1,6 @@
 """The journal: what is written is read again, one run at a time, and nothing piles up."""
 
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,14 @@ def test_what_is_written_is_read_again(steps, reason):
     entry = journal.new_entry(60, ("[2001:db8::1]:4506",))._replace(steps=steps, reason=reason, deadline=1.5)
     journal.save(entry)
     assert journal.load(entry.id) == entry
+    assert journal.load(entry.id, steps=False) == entry._replace(steps=())
+    path = os.path.join(journal.FOLDER, "journal", entry.id + ".json")
+    with open(path, encoding="ascii") as file:
+        text = file.read()
+    with open(path, "w", encoding="ascii") as file:
+        json.dump(json.loads(text), file)  # however it is laid out
+    assert journal.load(entry.id) == entry
+    assert journal.load(entry.id, steps=False) == entry._replace(steps=())
 
 
 def numbered(number, **changes):
@@ -66,6 +75,12 @@ def test_an_unreadable_entry_stops_nothing(folder, monkeypatch):
     (folder / "journal" / "bad.json").write_text("{")
     assert [entry.id for entry in journal.entries()] == [good]
     assert "the journal entry bad" in said[0]
+    cut = folder / "journal" / (numbered(2) + ".json")
+    assert len(journal.unfinished()) == 1
+    for text in (cut.read_text()[:-9], cut.read_text().splitlines()[0]):
+        cut.write_text(text)
+        assert journal.unfinished() == []
+        assert "20260714-061500-000-002" in said[-1]
 
 
 def test_only_root_may_look(folder):

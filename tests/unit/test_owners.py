@@ -40,6 +40,13 @@ def test_pillar_adds_to_an_owner_and_names_new_ones():
             "docker": {"interfaces": ["mybridge"]},
             "portal": {"chains": ["PORTAL-*", "IN*"], "comments": ["portal: *"], "interfaces": ["guest*"]},
             "swarm": {"chains": "DOCKER-SWARM*"},
+            "taps": {
+                "interfaces": ["tap*"],
+                "rules": [
+                    "filter/FORWARD -m physdev --physdev-in {interface} -j ACCEPT",
+                    "filter/OUTPUT( -o {interface})? -p 99",
+                ],
+            },
         }
     )
     assert owner_of(known, "filter/FORWARD -i mybridge ! -o mybridge -j ACCEPT") == "docker"
@@ -48,6 +55,8 @@ def test_pillar_adds_to_an_owner_and_names_new_ones():
     assert owner_of(known, 'filter/INPUT -m comment --comment "portal: voucher 7" -j ACCEPT') == "portal"
     assert owner_of(known, "filter/INPUT -i guest3 -p udp -j ACCEPT") == "portal"
     assert owner_of(known, "filter/FORWARD -i eth0 -o guest3 -j ACCEPT") == "portal"
+    assert owner_of(known, "filter/FORWARD -m physdev --physdev-in tap0 -j ACCEPT") == "taps"
+    assert owner_of(known, "filter/OUTPUT -p 99") == "taps"
     # A pattern that fits a built-in chain makes nobody the owner of all that is in it.
     assert owner_of(known, "filter/INPUT -i eth0 -p udp -j ACCEPT") == "unknown"
     # The user's own is the more precise.
