@@ -29,6 +29,7 @@ TIMEOUT = 60  # seconds for any one program; loading 50,000 rules takes half of 
 CAP_NET_ADMIN = 1 << 12
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has no names for them before Python 3.10
 LONGEST_POLL = (1 << 31) - 1  # milliseconds, some 25 days: it takes no more
+_NO_MEMORY_FILES = (AttributeError, OSError)  # of an old Python, of an old kernel
 STDIO_BUFFERS = 3 * resource.getpagesize()  # what the program's own output buffer may hold back, with room to spare
 
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -80,8 +81,8 @@ def _run(argv: Sequence[str], stdin: bytes, env: Mapping[str, str]) -> Tuple[int
     Where there are none it takes pipes: on a full disk a program does not tell that its output ends too early.
     """
     try:
-        files = [open(os.memfd_create("iptlive"), "w+b") for _ in range(2)]
-    except (AttributeError, OSError):  # an old Python or an old kernel
+        files = [_memory_file() for _ in range(2)]
+    except _NO_MEMORY_FILES:
         done = subprocess.run(argv, input=stdin, capture_output=True, env=env, timeout=TIMEOUT, check=False)
         return done.returncode, done.stdout, done.stderr
     with files[0] as given, files[1] as printed:
@@ -428,17 +429,21 @@ def _listing_inside(table: str, chain: str, before: Optional[Chain], plan: Chain
 
 
 def _memory_file():
+    return open(os.memfd_create("iptlive"), "w+b")
+
+
+def _message_file():
     """A full disk must not keep us from taking an update back."""
     try:
-        return open(os.memfd_create("iptlive"), "w+b")
-    except (AttributeError, OSError):  # an old Python or an old kernel has none
+        return _memory_file()
+    except _NO_MEMORY_FILES:
         return tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager
 def _started(argv: Sequence[str], stdout: int):
     """A restore program that waits for its input; whatever happens, it does not outlive us."""
-    with _memory_file() as stderr:
+    with _message_file() as stderr:
         try:
             process = subprocess.Popen(
                 argv,
@@ -476,14 +481,12 @@ def _release(process, reader: int, first: str, second: str) -> Done:
     while seen < len(wanted):
         part = _read(process, reader, min(4096, len(wanted) - seen))
         if not part:
-            return _ended(process)
+            break
         if not wanted.startswith(part, seen):
             _end(process)
             raise _difference(wanted, wanted[:seen] + part, len(first.encode("utf-8", "surrogateescape")))
         seen += len(part)
-    while _read(process, reader, 65536):
-        pass
-    return _ended(process)
+    return _ended(process, reader)
 
 
 def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
@@ -512,8 +515,13 @@ def _is_ready(pipe: int, event: int, seconds: float) -> bool:
     return bool(waiting.poll(min(1000 * seconds, LONGEST_POLL)))
 
 
-def _ended(process) -> Done:
-    """How the program ended. One that had to be killed may have committed: the caller reads the kernel anyway."""
+def _ended(process, reader: int) -> Done:
+    """How the program ended, once it may say all that it wants to.
+
+    One that had to be killed may have committed: the caller reads the kernel anyway.
+    """
+    while _read(process, reader, 65536):
+        pass
     try:
         _wait(process, time.monotonic() + TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -538,16 +546,14 @@ def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Dec
         _say(process, "\n".join(opening))
         listed = _listed_until(process, f"-N {mark}\n", wait)
         if listed is None:
-            return Attempt(_ended(process), {}, {})
+            return Attempt(_ended(process, process.stdout.fileno()), {}, {})
         before = dict(parse_lists(listed))
         plans = decide(before)
         if not plans:
             return None
         _say(process, "\n".join(commands(table, before, plans) + removals(plans) + ["COMMIT", ""]))
         _hang_up(process)
-        while _read(process, process.stdout.fileno(), 65536):
-            pass
-        return Attempt(_ended(process), before, plans)
+        return Attempt(_ended(process, process.stdout.fileno()), before, plans)
 
 
 def _say(process, text: str) -> None:
