@@ -45,7 +45,7 @@ class Canonical(NamedTuple):
 def canonical(
     scratch: "Scratch", tools: Tools, stored: StoredFile, live: Dict[str, Table], jumps: Mapping[str, Set[str]]
 ) -> Canonical:
-    """``jumps``: what the rules of each table jump to.
+    """``jumps``: what the rules of each table jump to without declaring it.
 
     Raises HostError naming file, line and the program's message for the first rule that is not accepted.
     """

@@ -4,7 +4,7 @@ from typing import Callable, Container, Dict, Mapping, NamedTuple, Optional, Seq
 
 from _iptlive_model import BUILTIN, HostError, Table, chain_key
 from _iptlive_plan import Refusal
-from _iptlive_rules import other_family, sets, targets
+from _iptlive_rules import all_targets, other_family, sets, targets
 from _iptlive_stored import StoredFile, StoredRule
 
 # The targets that come with iptables; a program is asked about any other name.
@@ -33,10 +33,24 @@ class Host(NamedTuple):
     is_target: Callable[[str], bool]
 
 
+def undeclared(stored: StoredFile) -> Dict[str, Set[str]]:
+    """What each table's rules jump to without its being declared there or iptables' own: a chain of others, mostly.
+
+    What is called like a target is no chain, unless the host lacks the target: then the rule is refused by its line.
+    """
+    return {
+        name: all_targets([rule.spec for rule in table.rules]).difference(table.chains, BUILTIN[name], KNOWN_TARGETS)
+        for name, table in stored.tables.items()
+    }
+
+
 def check(stored: StoredFile, live: Dict[str, Table], jumps: Mapping[str, Set[str]], host: Host) -> References:
-    """``jumps``: what each table's rules jump to. Raises HostError for a chain that no host can have."""
+    """``jumps`` are the ``undeclared`` ones. Raises HostError for a chain that no host can have."""
     _check_names(stored, live, host)
-    missing = {name: _missing_targets(stored, name, live, jumps[name], host) for name in stored.tables}
+    missing = {
+        name: {target for target in found.difference(live.get(name, ())) if not host.is_target(target)}
+        for name, found in jumps.items()
+    }
     texts = stored.texts()
     named = {name for spec in texts for name in sets(spec)} if "-set" in "\n".join(texts) else set()
     existing = named & host.sets() if named else set()
@@ -62,12 +76,6 @@ def _check_names(stored: StoredFile, live: Dict[str, Table], host: Host) -> None
                     f"{stored.path}, line {chain.line}: the chain '{name}' is called like a target, and iptables makes "
                     "no such chain. Give it another name; nothing was changed"
                 )
-
-
-def _missing_targets(stored: StoredFile, table: str, live: Dict[str, Table], jumps: Set[str], host: Host) -> Set[str]:
-    """What the rules of a table jump to, and this host does not have."""
-    own = {*stored.tables[table].chains, *live.get(table, ()), *BUILTIN[table], *KNOWN_TARGETS}
-    return {name for name in jumps - own if not host.is_target(name)}
 
 
 def _what_is_missing(

@@ -13,8 +13,8 @@ import _iptlive_rivals as rivals
 from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin, plain
 from _iptlive_options import Options
 from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
-from _iptlive_references import KNOWN_TARGETS
-from _iptlive_rules import all_targets, targets
+from _iptlive_references import undeclared
+from _iptlive_rules import targets
 from _iptlive_stored import StoredFile, parse
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _view(
 ) -> FamilyView:
     tools = found.result()
     log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
-    jumps = {name: all_targets([rule.spec for rule in table.rules]) for name, table in stored.tables.items()}
+    jumps = undeclared(stored)
     live = _live(tools, stored, jumps)
     scratch = opened.result()
     states, warnings = canon.canonical(scratch, tools, stored, live, jumps)
@@ -121,9 +121,7 @@ def _view(
 def _live(tools: kernel.Tools, stored: StoredFile, jumps: Dict[str, Set[str]]) -> Dict[str, Table]:
     """The chains that the file names; of those that its rules only jump to, no more than that they are there."""
     wanted = {name: sorted(set(BUILTIN[name]).union(table.chains)) for name, table in stored.tables.items()}
-    # What is called like a target is no chain, unless the host lacks the target: then the rule is refused by its line.
-    named = {name: sorted(found.difference(wanted[name], KNOWN_TARGETS)) for name, found in jumps.items()}
-    return kernel.read_chains(tools, wanted, named)
+    return kernel.read_chains(tools, wanted, {name: sorted(found) for name, found in jumps.items()})
 
 
 def _plans(options: Options, family: str, table: str, states: Dict[str, StoredState], live: Table):
