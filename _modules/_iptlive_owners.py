@@ -182,7 +182,7 @@ class _Shapes:
         self._interfaces: List[Tuple[str, Pattern]] = []
         for name, owner in table.items():
             interface = _any(owner.interfaces).pattern if owner.interfaces else "(?!)"
-            own = OWNERS[name].rules if name in OWNERS else ()  # of the others nobody knows where they have it
+            own = OWNERS.get(name, Owner()).rules  # of the others nobody knows where they have it
             self._compiled += [
                 _Shape(name, _compiled(name, rule, interface), rule in own and "{interface}" in rule)
                 for rule in owner.rules

@@ -157,9 +157,9 @@ def _contradictions(name: str, stored: StoredState) -> List[Refusal]:
 
 
 def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
-    lines: Dict[str, List[int]] = defaultdict(list)
     if len({line.rule for line in stored.rules}) == len(stored.rules):
         return []
+    lines: Dict[str, List[int]] = defaultdict(list)
     for rule, line in stored.rules:
         lines[rule].append(line)
     return [

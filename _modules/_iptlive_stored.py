@@ -125,7 +125,9 @@ class _Section:
         self.line = line
         self.chains: Dict[str, StoredChain] = {}
         self.rules: List[StoredRule] = []
-        self.known = set(BUILTIN[name])
+
+    def has(self, chain: str) -> bool:
+        return chain in self.chains or is_builtin(self.name, chain)
 
 
 class _Reader:
@@ -149,7 +151,7 @@ class _Reader:
         """Take a rule that is written as nearly all are; it need not be split into words."""
         line = _COUNTERS.sub("", raw) if raw.startswith("[") else raw
         chain, _, spec = line[3:].partition(" ")
-        if not (self._section and line.startswith("-A ") and chain in self._section.known):
+        if not (self._section and line.startswith("-A ") and self._section.has(chain)):
             return False
         if '"' in line and ('"' in chain or not quotes_closed(line)):
             return False
@@ -253,7 +255,6 @@ class _Reader:
         if earlier:
             raise self.error(f"chain '{name}' is declared already at line {earlier.line}. Remove one of the two")
         section.chains[name] = StoredChain(self._policy(section, name, policy), self._number)
-        section.known.add(name)
 
     def _policy(self, section: _Section, name: str, policy: str) -> Optional[str]:
         if policy == "-":
@@ -308,7 +309,7 @@ class _Reader:
         self._add(section, StoredRule(chain, spec, self._number, delete, None if delete else insert_at))
 
     def _add(self, section: _Section, rule: StoredRule) -> None:
-        if rule.chain not in section.known:
+        if not section.has(rule.chain):
             raise self.error(
                 f"chain '{rule.chain}' of table '{section.name}' is not declared. Add ':{rule.chain} - [0:0]' below "
                 f"'*{section.name}'"
