@@ -32,7 +32,7 @@ NOT_RUN = {
     "python3 -m lab.campaign --updates 200": "hours; a short run is tests/functional/test_campaign.py",
     "python3 -m lab.terminal docs/images": "minutes; tests/functional/test_pictures.py and test_terminal.py run it",
     "salt-pip install /srv/iptlive": "salt-pip belongs to Salt's packages; test_extension.py does it with their pip",
-    "systemctl status 'iptlive-*'": "the lab has no systemd",
+    "systemctl status 'iptlive-*'": "tests/functional/test_watchdog.py runs it, where there is a systemd",
 }
 # Code in running text that is more than one word, and no command line for the reader.
 MENTIONED = {

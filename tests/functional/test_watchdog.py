@@ -7,6 +7,7 @@ import time
 import pytest
 
 from lab.host import REPO
+from lab.systemd import Systemd
 from tests.functional.whole_update import wait_until
 
 PATH = "/etc/iptables/rules.v4"
@@ -58,49 +59,48 @@ def test_first_update_of_a_host(new_host):
     assert host.run(["iptables", "-S"]).stdout == "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n-P OUTPUT ACCEPT\n"
 
 
-SYSTEMD_RUN = """\
-#!/bin/sh
-# As the real one: what it starts runs in the namespaces of process 1.
-while [ "$1" != "--unit" ]; do shift; done
-shift 2
-exec nsenter --net=/proc/1/ns/net setsid --fork "$@"
-"""
 GUARDED_UPDATE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import _iptlive_options as options, _iptlive_update as update, _iptlive_watchdog as watchdog
-update.apply(options.parse({"families": ["ipv4"]}), update.Guard(1), watchdog.arm)
+result = update.apply(options.parse({"families": ["ipv4"]}), update.Guard(int(sys.argv[2])), watchdog.arm)
+"""
+MINION = """
+import time
+print(f"iptlive-{result.entry.id}.service", end="", file=open("/run/applied", "w"), flush=True)
+time.sleep(600)
 """
 
 
 def test_minion_in_a_network_namespace_of_its_own(new_host):
     """On a host with systemd, whose units would look at the rules of another network."""
     host = new_host
-    host.run(["mount", "-t", "tmpfs", "none", "/usr/local/sbin"])
-    host.write("/usr/local/sbin/systemd-run", SYSTEMD_RUN, mode="0755")
-    host.run(["mkdir", "-p", "/run/systemd/system"])
     host.write("/run/net", "")
     host.run(["unshare", "--net=/run/net", "true"])
     inside = ["nsenter", "--net=/run/net"]
     host.run([*inside, "iptables-restore"], input=OLD)
     host.write(PATH, NEW)
-    host.run([*inside, sys.executable, "-I", "-S", "-c", GUARDED_UPDATE, REPO / "_modules"])
-    assert "--dport 22" in host.run([*inside, "iptables-save"]).stdout
-    wait_until(lambda: "taken_back" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout)
-    assert "--dport 22" not in host.run([*inside, "iptables-save"]).stdout
+    with Systemd(host) as systemd:
+        systemd.run([*inside, sys.executable, "-I", "-S", "-c", GUARDED_UPDATE, REPO / "_modules", "1"])
+        assert "--dport 22" in host.run([*inside, "iptables-save"]).stdout
+        wait_until(lambda: "taken_back" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout)
+        assert "--dport 22" not in host.run([*inside, "iptables-save"]).stdout
 
 
 def test_systemd_looks_after_it(new_host):
-    """Where the minion runs in systemd's own network, the watchdog is a unit of its own."""
+    """Where the minion is a service, stopping it ends all of its processes: the watchdog is none of them."""
     host = new_host
-    host.run(["mount", "-t", "tmpfs", "none", "/usr/local/sbin"])
-    host.write(
-        "/usr/local/sbin/systemd-run", SYSTEMD_RUN.replace("shift 2", "shift\necho $1 >/run/unit\nshift"), "0755"
-    )
-    host.run(["mkdir", "-p", "/run/systemd/system"])
     host.restore(OLD)
     before = host.save()
     host.write(PATH, NEW)
-    update = host.call("iptlive.apply", **GUARDED).value
-    assert host.read("/run/unit").strip() == f"iptlive-{update['id']}"
-    wait_until(lambda: host.save() == before)
+    with Systemd(host) as systemd:
+        minion = [sys.executable, "-I", "-S", "-c", GUARDED_UPDATE + MINION, REPO / "_modules", "10"]
+        systemd.run(["systemd-run", "--unit=minion", *minion])
+        wait_until(lambda: not host.run(["test", "-s", "/run/applied"], check=False).returncode)
+        assert "--dport 22" in host.save()
+        systemd.run(["systemctl", "stop", "minion"])
+        shown = systemd.run(["systemctl", "status", "iptlive-*"]).stdout
+        assert host.read("/run/applied") in shown and "active (running)" in shown
+        wait_until(lambda: host.save() == before)
+        assert "not confirmed within 10 seconds" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout
+        wait_until(lambda: not systemd.run(["systemctl", "list-units", "--all", "--plain", "-q", "iptlive-*"]).stdout)
