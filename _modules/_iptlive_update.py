@@ -73,7 +73,7 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: NewFiles = 
     """
     with journal.lock(options.wait):
         _refuse_while_pending()
-        notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry, options)]
+        notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry, options, new)]
         found = survey(options)
         # Also what could not be taken back just now: from here on it belongs to this update.
         interrupted = journal.unfinished()
@@ -210,13 +210,15 @@ def _refuse_while_pending() -> None:
             raise HostError(f"{_waits(entry)}. Confirm it (iptlive.confirm) or take it back (iptlive.rollback) first")
 
 
-def _must_go(entry: Entry, options: Options) -> bool:
+def _must_go(entry: Entry, options: Options, new: NewFiles) -> bool:
     """What an earlier run was taking back, or its watchdog should have; any other may be completed.
 
-    Not by an update that leaves one of its families alone, though: that one does not know what was to become of it.
+    Not by an update that leaves alone one of its families, or a stored file that it had not written yet: that one does
+    not know what was to become of it.
     """
     beside = any(step.family not in options.families for step in entry.steps)
-    return entry.state != "open" or entry.deadline is not None or beside
+    unwritten = any(path not in new.contents for path in entry.files)
+    return entry.state != "open" or entry.deadline is not None or beside or unwritten
 
 
 def _undone_note(entry: Entry) -> str:

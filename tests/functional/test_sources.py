@@ -178,9 +178,9 @@ update.apply(settings, new=update.NewFiles({path: data}, lambda paths: os.kill(o
 """
 
 
-@pytest.mark.parametrize("finish", ["iptlive.apply", "iptlive.rollback"])
+@pytest.mark.parametrize("finish", ["iptlive.apply", "iptlive.rollback", "local file"])
 def test_killed_between_kernel_and_file(served, finish):
-    """The next update puts the file in place; and whatever comes next, nothing is left beside it."""
+    """The next update puts the file in place, or takes back what follows the host's own; and nothing is left beside."""
     before = look(served)
     done = served.run([sys.executable, "-I", "-S", "-c", KILLED, REPO / "_modules", FILE, NEW], check=False)
     assert done.returncode == -9
@@ -190,9 +190,13 @@ def test_killed_between_kernel_and_file(served, finish):
         assert served.call(finish, **OPTIONS).value["written"] == [FILE]
         assert served.read(FILE) == NEW
         assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
-    else:
+        return
+    if finish == "iptlive.rollback":
         served.call(finish)
-        assert look(served) == before
+    else:
+        (note,) = served.call("iptlive.apply", families=["ipv4"]).value["warnings"]
+        assert "was taken back (IPv4/filter): it was interrupted" in note
+    assert look(served) == before
 
 
 def test_booted_while_the_update_waited(served):

@@ -11,6 +11,8 @@ salt._logging.shutdown_temp_handler()  # it would keep what the tests log, and w
 @pytest.fixture(scope="session")
 def whole_fleet():
     with Fleet(minions=4, ssh_hosts=2) as fleet:
+        # Packs what salt-ssh ships. Some tests run it twice at once: as the first, one could take half an archive.
+        assert fleet.salt_ssh("*", "test.ping").value == {"s1": True, "s2": True}
         yield fleet
 
 
