@@ -183,10 +183,15 @@ class _Run:
         arm(self.entry)
 
     def close(self, state: str, reason: str = "") -> None:
+        before = self.entry
         deadline = journal.since_boot() + self.entry.seconds if state == "pending" else None
         self.save(state=state, reason=reason, deadline=deadline)
         if state == "done":
-            files.put(self.entry.files)
+            try:
+                files.put(self.entry.files)
+            except HostError as err:
+                self.save(state=before.state, reason=str(err), deadline=before.deadline)
+                raise
 
     def save(self, flush: bool = True, **changes) -> None:
         self.entry = self.entry._replace(**changes)

@@ -108,6 +108,8 @@ def _look_after(entry: Entry, unreachable: List[str]) -> None:
     why = f"not confirmed within {entry.seconds} seconds"
     if unreachable:
         why = f"{', '.join(unreachable)} could not be reached within {entry.seconds} seconds"
+    elif entry.reason:  # its confirmation was tried, and failed
+        why += f": {entry.reason}"
     update.expire(entry.id, why, 0)
 
 

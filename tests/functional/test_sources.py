@@ -1,5 +1,8 @@
 """Stored files from the master: planned against before they are written, written only when the kernel has them."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -133,14 +136,53 @@ def test_the_file_follows_the_confirmation(served):
     assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
 
 
+@contextlib.contextmanager
+def listener(host):
+    """Something that the watchdog can reach."""
+    listen = "import socket; s = socket.create_server(('', 4507)); print(1, flush=True)\nwhile 1: s.accept()"
+    with host.popen([sys.executable, "-I", "-S", "-c", listen], stdout=subprocess.PIPE) as server:
+        server.stdout.readline()
+        try:
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
 def test_the_watchdog_puts_the_file_in_place(served):
     """Nobody need be there any more."""
-    listen = "import socket; s = socket.create_server(('127.0.0.1', 4507)); print(1, flush=True); s.accept()"
-    with served.popen([sys.executable, "-I", "-S", "-c", listen], stdout=subprocess.PIPE) as server:
-        server.stdout.readline()
+    with listener(served):
         done = served.call("iptlive.apply", **{**MANUAL, "confirm_check": ["127.0.0.1:4507"]}).value
     assert (done["confirm"]["state"], done["written"]) == ("confirmed", [FILE])
     assert served.read(FILE) == NEW
+
+
+@pytest.fixture
+def held(served):
+    """Its file can be written, but none can take its place: it is mounted, as into a container."""
+    served.run(["mount", "--bind", FILE, FILE])
+    yield served
+    served.run(["umount", FILE])
+
+
+def test_a_file_that_keeps_its_place(held):
+    """Nobody is told that it was confirmed, or written: neither who does without, nor who asks, nor the watchdog."""
+    before = look(held)
+    with pytest.raises(SaltError, match=f"{FILE}: the new file .* cannot be put in its place: Device or resource busy"):
+        held.call("iptlive.apply", **OPTIONS)
+    assert look(held) == before
+
+    done = held.call("iptlive.apply", **MANUAL).value
+    with pytest.raises(SaltError, match="cannot be put in its place"):
+        held.call("iptlive.confirm", done["id"])
+    assert held.call("iptlive.pending").value["id"] == done["id"]
+    held.call("iptlive.rollback", done["id"])
+    assert look(held) == before
+
+    with listener(held):
+        done = held.call("iptlive.apply", **{**MANUAL, "confirm": 2, "confirm_check": ["127.0.0.1:4507"]}).value
+    assert (done["confirm"]["state"], "written" in done) == ("taken_back", False)
+    assert f"not confirmed within 2 seconds: {FILE}: the new file" in done["confirm"]["reason"]
+    assert look(held) == before
 
 
 @pytest.mark.parametrize("who", ["rollback", "watchdog"])
