@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab.host import ENVIRONMENT, SCRATCH, Host, wire
+from lab.host import ENVIRONMENT, SCRATCH, Host, until_ready, wire
 
 HOST_ADDRESS = "198.51.100.1"
 GREETING = "answered by the container"
@@ -162,13 +162,12 @@ class Docker(_WithPeer):
         self.host.run(["tar", "--create", "--file", root + ".tar", "--directory", root, "."])
         self.host.run([*CLIENT, "import", root + ".tar", "lab"])
 
-    def _wait(self, ready, seconds=60):
-        end = time.monotonic() + seconds
-        while not ready():
-            if self._daemon.poll() is not None or time.monotonic() > end:
-                self._log.seek(0)
-                raise RuntimeError(f"Docker did not get ready:\n{self._log.read()[-4000:]}")
-            time.sleep(0.05)
+    def _wait(self, ready):
+        until_ready("Docker", self._daemon, ready, self._said)
+
+    def _said(self):
+        self._log.seek(0)
+        return self._log.read()[-4000:]
 
 
 class StandIn(_WithPeer):

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -358,6 +359,15 @@ def wire(one, other, interface="lab0", addresses=("198.51.100.1/24", "198.51.100
         host.run(["ip", "link", "set", interface, "up"])
     if bridge:
         one.run(["ip", "link", "set", interface, "master", bridge])
+
+
+def until_ready(name, process, ready, said, seconds=60):
+    """Wait for a program; raises RuntimeError with what it ``said()`` where it ended instead, or takes too long."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{name} did not get ready:\n{said()}")
+        time.sleep(0.05)
 
 
 def _empty_table(table):

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 
-from lab.host import ENVIRONMENT, SCRATCH
+from lab.host import ENVIRONMENT, SCRATCH, until_ready
 
 FOLDER = SCRATCH + "/fail2ban"
 SOCKET = FOLDER + "/socket"
@@ -129,13 +129,11 @@ class Fail2ban:
     def _client(self, *words):
         return self.host.run(["fail2ban-client", "-s", SOCKET, *words], check=False)
 
-    def _wait(self, ready, seconds=60):
-        end = time.monotonic() + seconds
-        while not ready():
-            if self._server.poll() is not None or time.monotonic() > end:
-                log = self.host.run(["tail", "-c", "4000", FOLDER + "/log"], check=False).stdout
-                raise RuntimeError(f"fail2ban did not get ready:\n{log}")
-            time.sleep(0.05)
+    def _wait(self, ready):
+        until_ready("fail2ban", self._server, ready, self._said)
+
+    def _said(self):
+        return self.host.run(["tail", "-c", "4000", FOLDER + "/log"], check=False).stdout
 
 
 def kube_rules(services, endpoints=2):

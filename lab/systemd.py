@@ -10,9 +10,8 @@ It knows no unit but its default target and those that are made with ``systemd-r
 
 import subprocess
 import tempfile
-import time
 
-from lab.host import SCRATCH
+from lab.host import SCRATCH, until_ready
 
 UNITS = SCRATCH + "/units"
 TARGET = "[Unit]\nDefaultDependencies=no\n"
@@ -42,12 +41,7 @@ class Systemd:
         self._process = host.popen(start, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
 
     def __enter__(self):
-        end = time.monotonic() + 60
-        while self._host.run(["pgrep", "-x", "systemd"], check=False).returncode or self._state() != "running":
-            if self._process.poll() is not None or time.monotonic() > end:
-                self._log.seek(0)
-                raise RuntimeError(f"systemd did not start: {self._state()}\n{self._log.read()[-4000:]}")
-            time.sleep(0.05)
+        until_ready("systemd", self._process, self._is_running, self._said)
         return self
 
     def __exit__(self, *exc_info):
@@ -57,9 +51,13 @@ class Systemd:
 
     def run(self, argv, check=True):
         """Run a program in its namespaces, as ``Host.run`` does."""
-        pid = self._host.run(["pgrep", "-x", "systemd"]).stdout.strip()
+        pid = self._host.run(["pgrep", "-x", "systemd"], check=check).stdout.strip()
         enter = ["nsenter", "--target", pid, "--mount", "--pid", "--cgroup", "--root", "--wd", "--"]
         return self._host.run([*enter, *argv], check=check)
 
-    def _state(self):
-        return self.run(["systemctl", "is-system-running"], check=False).stdout.strip()
+    def _is_running(self):
+        return self.run(["systemctl", "is-system-running"], check=False).stdout == "running\n"
+
+    def _said(self):
+        self._log.seek(0)
+        return self._log.read()[-4000:]
