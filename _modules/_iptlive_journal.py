@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from _iptlive_model import Chain, HostError, Table
 from _iptlive_plan import ChainPlan, Edit
@@ -142,8 +142,11 @@ def _unwritable(err: OSError) -> HostError:
     )
 
 
-def save(entry: Entry, flush: bool = True) -> None:
-    """Replace the entry's file; with ``flush`` it is on the disk after the return. Raises HostError."""
+def save(entry: Entry, flush: bool = True, first: Callable[[], None] = lambda: None) -> None:
+    """Replace the entry's file; with ``flush`` it is on the disk after the return. Raises HostError.
+
+    ``first`` is done when the new one is written and nobody can see it yet; where it fails, the old one stays.
+    """
     path = os.path.join(_journal_folder(), entry.id + ".json")
     try:
         with open(path + ".new", "w", encoding="ascii", opener=_private) as file:
@@ -151,6 +154,7 @@ def save(entry: Entry, flush: bool = True) -> None:
             file.flush()
             if flush:
                 os.fsync(file.fileno())
+        first()
         os.replace(path + ".new", path)
         if flush:
             _flush_folder()

@@ -185,17 +185,17 @@ class _Run:
     def close(self, state: str, reason: str = "") -> None:
         before = self.entry
         deadline = journal.since_boot() + self.entry.seconds if state == "pending" else None
-        self.save(state=state, reason=reason, deadline=deadline)
-        if state == "done":
-            try:
-                files.put(self.entry.files)
-            except HostError as err:
-                self.save(state=before.state, reason=str(err), deadline=before.deadline)
-                raise
+        ready = before.files if state == "done" else {}
+        try:
+            # Who waits for the outcome reads the journal: nobody may see it done before the files are in place.
+            self.save(state=state, reason=reason, deadline=deadline, first=lambda: files.put(ready))
+        except HostError as err:
+            self.save(state=before.state, reason=str(err), deadline=before.deadline)
+            raise
 
-    def save(self, flush: bool = True, **changes) -> None:
+    def save(self, flush: bool = True, first: Callable[[], None] = lambda: None, **changes) -> None:
         self.entry = self.entry._replace(**changes)
-        journal.save(self.entry, flush)
+        journal.save(self.entry, flush, first)
 
 
 def seconds_left(entry: Entry) -> float:

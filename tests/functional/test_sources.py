@@ -136,6 +136,24 @@ def test_the_file_follows_the_confirmation(served):
     assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
 
 
+CONFIRM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import _iptlive_files as files, _iptlive_journal as journal, _iptlive_update as update
+put = files.put
+files.put = lambda waiting: put(waiting) or print(journal.unfinished()[0].state, *waiting)
+print(update.confirm(None, 0).state)
+"""
+
+
+def test_nobody_sees_it_confirmed_before_the_file_is_in_place(served):
+    """Who waits for the outcome may look at the journal at any moment."""
+    served.call("iptlive.apply", **MANUAL)
+    done = served.run([sys.executable, "-I", "-S", "-c", CONFIRM, REPO / "_modules"])
+    assert done.stdout.splitlines() == [f"pending {FILE}", "done"]
+    assert served.read(FILE) == NEW
+
+
 @contextlib.contextmanager
 def listener(host):
     """Something that the watchdog can reach."""
