@@ -15,6 +15,8 @@ import zlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import _iptlive_kernel as kernel
+import _iptlive_programs as programs
+from _iptlive_family import FAMILIES
 from _iptlive_model import HostError, InputError, plain
 from _iptlive_options import Options
 
@@ -24,7 +26,6 @@ STORED_NAMES = {
     "/etc/sysconfig/iptables": "centos-v4-rules",
     "/etc/sysconfig/ip6tables": "centos-v6-rules",
 }
-VERSIONS = {"ipv4": "v4", "ipv6": "v6"}
 # What one answer may hold: Salt cuts out of an event whatever makes it larger than max_event_size, 1 MiB.
 PART_SIZE = 512 * 1024
 
@@ -67,15 +68,15 @@ def collect(options: Options) -> Backup:
         except HostError as err:
             warnings.append(f"no kernel rules were saved: {err}")
             continue
-        for table, text in kernel.save_texts(kernel.find_tools(family, options.backend)).items():
-            files[f"in-kernel-{VERSIONS[family]}-rules-{table}"] = text.encode("utf-8", "surrogateescape")
+        for table, text in kernel.save_texts(programs.find_tools(family, options.backend)).items():
+            files[f"in-kernel-{FAMILIES[family].version}-rules-{table}"] = text.encode("utf-8", "surrogateescape")
     return Backup(files, tuple(warnings))
 
 
 def _stored(family: str, candidates) -> Dict[str, bytes]:
     found: Dict[str, bytes] = {}
     for path in candidates:
-        name = STORED_NAMES.get(path, f"stored-{VERSIONS[family]}-rules")
+        name = STORED_NAMES.get(path, f"stored-{FAMILIES[family].version}-rules")
         while name in found:
             name += "-more"
         try:

@@ -9,8 +9,10 @@ import tempfile
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import _iptlive_kernel as kernel
-from _iptlive_files import choose
-from _iptlive_model import BUILTIN, FAMILIES, Chain, HostError, Table, chain_key, plain
+import _iptlive_programs as programs
+from _iptlive_family import label
+from _iptlive_files import destination
+from _iptlive_model import BUILTIN, Chain, HostError, Table, chain_key, plain
 from _iptlive_options import Options
 from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_stored import LONGEST_LINE
@@ -20,7 +22,7 @@ ATTEMPTS = 3
 BEFORE = ".before-export"
 
 
-class Candidate(NamedTuple):
+class Draft(NamedTuple):
     """A file to be; ``left_out`` counts rules by owner."""
 
     path: str
@@ -35,7 +37,7 @@ def export(options: Options, owners: Owners, test: bool, overwrite: bool) -> Dic
     kernel.check_rights()
     for family in options.families:
         kernel.check_family(family)
-    tools = [kernel.find_tools(family, options.backend) for family in options.families]
+    tools = [programs.find_tools(family, options.backend) for family in options.families]
     paths = {family: destination(family, options.files[family]) for family in options.families}
     if not test and not overwrite:
         _refuse_existing(paths.values())
@@ -50,16 +52,9 @@ def export(options: Options, owners: Owners, test: bool, overwrite: bool) -> Dic
                 + "; ".join(differences)
             )
     if not test:
-        for candidate in found.values():
-            write(candidate.path, candidate.text, keep=True)
-    return {FAMILIES[family]: _result(candidate, not test) for family, candidate in found.items()}
-
-
-def destination(family: str, candidates: Tuple[str, ...]) -> str:
-    """The stored file there is; else the first candidate whose folder there is."""
-    if any(map(os.path.exists, candidates)):
-        return choose(family, candidates)
-    return next((path for path in candidates if os.path.isdir(os.path.dirname(path))), candidates[0])
+        for draft in found.values():
+            write(draft.path, draft.text, keep=True)
+    return {label(family): _result(draft, not test) for family, draft in found.items()}
 
 
 def _refuse_existing(paths: Iterable[str]) -> None:
@@ -73,12 +68,12 @@ def _refuse_existing(paths: Iterable[str]) -> None:
         )
 
 
-def _candidate(options: Options, owners: Owners, tools: kernel.Tools, path: str) -> Candidate:
+def _candidate(options: Options, owners: Owners, tools: programs.Tools, path: str) -> Draft:
     writer = _Writer(options, owners, tools.family)
     content = kernel.read_tables(tools, BUILTIN)
     for table in BUILTIN:
         writer.add(table, content.get(table, {}))
-    return writer.candidate(path)
+    return writer.draft(path)
 
 
 class _Writer:
@@ -141,13 +136,13 @@ class _Writer:
                 "was set by " + " or ".join(sorted(others))
             )
 
-    def candidate(self, path: str) -> Candidate:
+    def draft(self, path: str) -> Draft:
         left_out = [f"{count} of {owner}" for owner, count in sorted(self._left_out.items())]
         head = ["# Written by iptlive.export from the live kernel."]
         if left_out:
             head.append("# Left out are rules that other programs write themselves: " + ", ".join(left_out) + ".")
         text = "\n".join(head + self._lines) + "\n"
-        return Candidate(path, text, self._rules, self._left_out, tuple(self._warnings))
+        return Draft(path, text, self._rules, self._left_out, tuple(self._warnings))
 
 
 def _unwritable(line: str) -> Optional[bool]:
@@ -156,13 +151,13 @@ def _unwritable(line: str) -> Optional[bool]:
     )
 
 
-def _differences(options: Options, found: Dict[str, Candidate]) -> List[str]:
+def _differences(options: Options, found: Dict[str, Draft]) -> List[str]:
     """What the planner says to the candidates."""
     with tempfile.TemporaryDirectory(prefix="iptlive-export-") as folder:
         files = {}
-        for family, candidate in found.items():
+        for family, draft in found.items():
             files[family] = (os.path.join(folder, family),)
-            _create(files[family][0], candidate.text, 0o600)
+            _create(files[family][0], draft.text, 0o600)
         planned = survey(options._replace(files=files))
     differences = [refusal.message for _, plan in planned.plans() for refusal in plan.refusals]
     return differences + [f"{key}: {len(plan.edits)} changes" for key, plan in planned.plans() if plan.edits]
@@ -204,12 +199,12 @@ def _create(path: str, text: str, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _result(candidate: Candidate, written: bool) -> Dict[str, Any]:
+def _result(draft: Draft, written: bool) -> Dict[str, Any]:
     result = {
-        "file": candidate.path,
+        "file": draft.path,
         "written": written,
-        "rules": candidate.rules,
-        "left_out": candidate.left_out,
-        "warnings": [plain(warning) for warning in candidate.warnings],
+        "rules": draft.rules,
+        "left_out": draft.left_out,
+        "warnings": [plain(warning) for warning in draft.warnings],
     }
-    return result if written else dict(result, text=plain(candidate.text))
+    return result if written else dict(result, text=plain(draft.text))

@@ -4,7 +4,8 @@ import contextlib
 import os
 from typing import Dict, Iterable, Mapping, Optional, Tuple
 
-from _iptlive_model import FAMILIES, HostError
+from _iptlive_family import label
+from _iptlive_model import HostError
 from _iptlive_stored import StoredFile, parse
 
 
@@ -29,11 +30,11 @@ def choose(family: str, candidates: Iterable[str]) -> str:
     listed = ", ".join(there or names)
     if not there:
         raise HostError(
-            f"{FAMILIES[family]}: no stored file: expected exactly one of {listed}. Create it (iptlive.export writes "
+            f"{label(family)}: no stored file: expected exactly one of {listed}. Create it (iptlive.export writes "
             f"one from the live rules), name it in 'files', or take '{family}' out of 'families'"
         )
     raise HostError(
-        f"{FAMILIES[family]}: {len(there)} stored files, expected exactly one: {listed}. Remove all but one, or name "
+        f"{label(family)}: {len(there)} stored files, expected exactly one: {listed}. Remove all but one, or name "
         "the right one in 'files'"
     )
 

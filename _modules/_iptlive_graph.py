@@ -8,7 +8,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from _iptlive_model import FAMILIES, Chain, Table, is_builtin
+from _iptlive_family import label
+from _iptlive_model import Chain, Table, is_builtin
 from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_rules import targets
 
@@ -73,9 +74,7 @@ def picture(view: View, owners: Owners) -> Picture:
     whose = {chain: _whose(view, owners, chain, state) for chain, state in content.items()}
     nodes = [_node(view, owners, name, chains, content, whose) for name, chains in members.items()]
     nodes = [node for node in nodes if not _is_idle(node)]
-    return Picture(
-        f"{FAMILIES[view.family]}/{view.table}", tuple(nodes), tuple(_edges(view.table, content, drawn, whose))
-    )
+    return Picture(f"{label(view.family)}/{view.table}", tuple(nodes), tuple(_edges(view.table, content, drawn, whose)))
 
 
 def _is_idle(node: Node) -> bool:

@@ -15,17 +15,18 @@ import shutil
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from _iptlive_model import Chain, HostError, Table
-from _iptlive_plan import ChainPlan, Edit
+from _iptlive_model import Chain, ChainPlan, Edit, HostError, Table
 
 log = logging.getLogger(__name__)
 
 FOLDER = "/var/lib/iptlive"
 KEEP = 20
 
-# open: being made. pending: committed, unconfirmed. taking_back: being undone. The others (done, taken_back, continued:
-# another update has taken its steps over) are final.
-UNFINISHED = ("open", "pending", "taking_back")
+# open: being made. pending: committed, unconfirmed. rolling_back: being undone. The others (done, rolled_back,
+# continued: another update has taken its steps over) are final.
+UNFINISHED = ("open", "pending", "rolling_back")
+# An update may wait for its confirmation across an upgrade, and its watchdog is of the version that began it.
+_FORMER_WORDS = {"taken_back": "rolled_back", "taking_back": "rolling_back"}
 
 
 class BusyError(HostError):
@@ -40,7 +41,7 @@ class Step(NamedTuple):
     table: str
     before: Table
     plans: Dict[str, ChainPlan]
-    state: str = "sent"  # sent (it may or may not have been committed), committed, taken_back
+    state: str = "sent"  # sent (it may or may not have been committed), committed, rolled_back
 
 
 class Entry(NamedTuple):
@@ -66,6 +67,13 @@ def since_boot() -> float:
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+def seconds_left(entry: Entry) -> float:
+    """How long an update may still wait for its confirmation; 0 where it does not wait (any more)."""
+    if entry.state != "pending" or entry.deadline is None:
+        return 0
+    return max(0, entry.deadline - since_boot())
 
 
 def new_entry(seconds: int, checks: Tuple[str, ...]) -> Entry:
@@ -101,7 +109,7 @@ def lock(wait: float) -> Iterator[None]:
 
 
 def _lock_file():
-    """On a disk that is full or read-only by now, the file of an earlier run will do: taking back must go on."""
+    """On a disk that is full or read-only by now, the file of an earlier run will do: rolling back must go on."""
     path = os.path.join(FOLDER, "lock")
     try:
         os.makedirs(_journal_folder(), mode=0o700, exist_ok=True)
@@ -252,12 +260,14 @@ def _step_to_json(step: Step) -> Dict[str, Any]:
 
 
 def _from_json(data: Dict[str, Any], steps: bool) -> Entry:
+    data["state"] = _FORMER_WORDS.get(data["state"], data["state"])
     data["checks"] = tuple(data["checks"])
     data["steps"] = tuple(_step_from_json(step) for step in data["steps"]) if steps else ()
     return Entry(**data)
 
 
 def _step_from_json(data: Dict[str, Any]) -> Step:
+    data["state"] = _FORMER_WORDS.get(data["state"], data["state"])
     data["before"] = {chain: _chain(state) for chain, state in data["before"].items()}
     data["plans"] = {
         chain: ChainPlan(edits=tuple(Edit(*edit) for edit in plan["edits"]), result=_chain(plan["result"]))

@@ -10,20 +10,21 @@ import os
 import socket
 import struct
 import sys
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-FAMILIES = {"ipv4": 2, "ipv6": 10}
 INET = 1
 _NETLINK_NETFILTER = 12
 _NFTABLES = 10
-_GET_TABLE, _GET_CHAIN, _GET_RULE = 1, 4, 7
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_GENERATION = 1, 4, 7, 16
 _TABLE_NAME = 1
 _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_GENERATION_ID = 1
 _DROP = 0
 _TRIES = 5
+_ANSWER_SECONDS = 10
 
 
 _HEAD = struct.Struct("=HH")  # of an attribute: its length and its kind
@@ -61,16 +62,15 @@ def base_chains() -> List[Base]:
     return found
 
 
-def existing_chains(family: str, wanted: Mapping[str, Sequence[str]]) -> Dict[str, List[str]]:
+def existing_chains(family: int, wanted: Mapping[str, Sequence[str]]) -> Dict[str, List[str]]:
     """Of the wanted chains of each table those that exist: one question per chain, however many there are.
 
     The iptables programs can only list chains, with all of their rules, or fail at the first one that is missing.
     """
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(10)
+        with _open() as netlink:
             return {
-                table: [chain for chain in chains if _exists(netlink, FAMILIES[family], table, chain)]
+                table: [chain for chain in chains if _exists(netlink, family, table, chain)]
                 for table, chains in wanted.items()
             }
     except OSError as err:
@@ -80,12 +80,24 @@ def existing_chains(family: str, wanted: Mapping[str, Sequence[str]]) -> Dict[st
 def _exists(netlink: socket.socket, family: int, table: str, chain: str) -> bool:
     _ask(netlink, _GET_CHAIN, _REQUEST, family, _attribute(_CHAIN_TABLE, table) + _attribute(_CHAIN_NAME, chain))
     data = netlink.recv(1 << 16)
-    if struct.unpack_from("=IH", data)[1] != _ERROR:
+    if _kind(data) != _ERROR:
         return True
     error = -struct.unpack_from("=i", data, 16)[0]
     if error != errno.ENOENT:
         raise OSError(error, os.strerror(error))
     return False
+
+
+def generation() -> Optional[int]:
+    """How many times this network namespace's nft ruleset was changed; None where the kernel has no nft."""
+    try:
+        with _open() as netlink:
+            _ask(netlink, _GET_GENERATION, _REQUEST, 0, b"")
+            answer = netlink.recv(4096)
+    except OSError:
+        return None
+    found = attributes(answer[20:]) if _kind(answer) != _ERROR else {}
+    return _number(found[_GENERATION_ID]) if _GENERATION_ID in found else None
 
 
 def tables() -> List[Tuple[int, str]]:
@@ -144,8 +156,7 @@ def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, bytes]]:
     """Asked again while the ruleset changes under our eyes."""
     for _ in range(_TRIES):
         try:
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-                netlink.settimeout(10)
+            with _open() as netlink:
                 _ask(netlink, what, _REQUEST | _DUMP, family, wanted)
                 return list(_answers(netlink))
         except InterruptedError:
@@ -153,6 +164,16 @@ def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, bytes]]:
         except OSError as err:
             raise NoAnswerError(str(err)) from err
     raise NoAnswerError("other programs keep changing the rules")
+
+
+def _open() -> socket.socket:
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    netlink.settimeout(_ANSWER_SECONDS)
+    return netlink
+
+
+def _kind(answer: bytes) -> int:
+    return struct.unpack_from("=IH", answer)[1]
 
 
 def _ask(netlink: socket.socket, what: int, flags: int, family: int, wanted: bytes) -> None:
@@ -183,4 +204,4 @@ def from_json(text: str) -> List[bytes]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([data.hex() for data in expressions(FAMILIES[sys.argv[1]], sys.argv[2], sys.argv[3])]))
+    print(json.dumps([data.hex() for data in expressions(int(sys.argv[1]), sys.argv[2], sys.argv[3])]))

@@ -3,13 +3,10 @@
 import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
-from _iptlive_model import BUILTIN, FAMILIES, InputError, chain_key
-from _iptlive_plan import Choices
+from _iptlive_family import FAMILIES, LABELS
+from _iptlive_model import BUILTIN, Choices, InputError, chain_key
 
-DEFAULT_FILES = {
-    "ipv4": ("/etc/iptables/rules.v4", "/etc/sysconfig/iptables"),
-    "ipv6": ("/etc/iptables/rules.v6", "/etc/sysconfig/ip6tables"),
-}
+DEFAULT_FILES = {name: family.files for name, family in FAMILIES.items()}
 
 _CHAIN_WORDS = {
     "placement": ("refuse", "after", "before"),
@@ -19,11 +16,12 @@ _CHAIN_WORDS = {
 _CHAIN_OPTIONS = ("placement", "reorder", "duplicates", "policy")
 
 
-class Candidate(NamedTuple):
-    """A stored file to be: where it comes from, and its content."""
+class NewFile(NamedTuple):
+    """A stored file that comes from the master: its source, its content, and where it goes."""
 
     source: str
     data: bytes
+    path: str
 
 
 class Options(NamedTuple):
@@ -45,7 +43,7 @@ class Options(NamedTuple):
     defaults: Mapping[str, Any] = {}
     backup: str = ""
     owners: Mapping[str, Any] = {}
-    candidates: Mapping[str, Candidate] = {}  # what the sources became; no option
+    new_files: Mapping[str, NewFile] = {}  # what the sources became; no option
 
     def choices(self, family: str, table: str, chain: str) -> Choices:
         """What holds for one chain: its own settings over the general ones."""
@@ -138,7 +136,7 @@ def _chains(name: str, value: Any) -> Dict[str, Dict[str, Any]]:
 
 def _key(name: str, key: Any) -> str:
     parts = str(key).split("/")
-    if len(parts) != 3 or parts[0] not in FAMILIES.values() or parts[1] not in BUILTIN or not parts[2]:
+    if len(parts) != 3 or parts[0] not in LABELS or parts[1] not in BUILTIN or not parts[2]:
         raise _wrong(name, key, "a chain written like IPv4/filter/FORWARD")
     return key
 

@@ -5,72 +5,10 @@ prove that it belongs; where foreign rules stand in between, the chain is refuse
 """
 
 from collections import Counter, defaultdict
-from typing import Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Container, Dict, List, Optional, Sequence, Tuple
 
 from _iptlive_align import align
-from _iptlive_model import Chain, Table, is_builtin
-
-
-class Line(NamedTuple):
-    """One stored rule in the kernel's spelling, and the line of the stored file it comes from."""
-
-    rule: str
-    line: int
-
-
-class StoredState(NamedTuple):
-    """What the stored file says of one chain."""
-
-    rules: Tuple[Line, ...]
-    deletes: Tuple[Line, ...] = ()
-    policy: Optional[str] = None
-    line: Optional[int] = None
-    refusals: Tuple["Refusal", ...] = ()  # of stored rules that cannot be planned at all
-
-
-class Choices(NamedTuple):
-    """The options that bear on one chain."""
-
-    placement: str = "refuse"
-    reorder: bool = False
-    duplicates: str = "refuse"
-    policy: str = "report"
-
-
-class Edit(NamedTuple):
-    """One step; ``position`` counts from 1 and holds at the moment the step is done."""
-
-    action: str  # create_chain, delete, insert, policy; delete_chain when a created one is taken back
-    position: Optional[int] = None
-    rule: str = ""
-    line: Optional[int] = None
-    moved: bool = False
-    was: Optional[str] = None
-
-
-class Refusal(NamedTuple):
-    """Why a chain cannot be brought in line, and the smallest thing that helps."""
-
-    reason: str
-    message: str
-    hint: str
-    rules: Tuple[str, ...] = ()
-    lines: Tuple[int, ...] = ()
-    above: Optional[str] = None
-    below: Optional[str] = None
-    foreign: Tuple[str, ...] = ()
-
-
-class ChainPlan(NamedTuple):
-    """``result`` is the chain after the edits; with refusals there are no edits."""
-
-    edits: Tuple[Edit, ...] = ()
-    refusals: Tuple[Refusal, ...] = ()
-    warnings: Tuple[str, ...] = ()
-    result: Optional[Chain] = None
-
-    def removes_chain(self) -> bool:
-        return any(edit.action == "delete_chain" for edit in self.edits)
+from _iptlive_model import Chain, ChainPlan, Choices, Edit, Line, Refusal, StoredState
 
 
 def plan_chain(name: str, stored: StoredState, kernel: Optional[Chain], choices: Choices) -> ChainPlan:
@@ -114,31 +52,6 @@ def _without(gone: Container[int], matched: Sequence[Optional[int]], rules: Sequ
     left = [at for at in range(len(rules)) if at not in gone]
     renumbered = {at: index for index, at in enumerate(left)}
     return [rules[at] for at in left], [None if at is None else renumbered[at] for at in matched]
-
-
-def commands(table: str, before: Table, plans: Dict[str, ChainPlan]) -> List[str]:
-    """The plans as iptables-restore lines: new chains first, so that rules may jump to them; policies last."""
-    # A built-in chain that the kernel lacks comes to be so; a program may list it all the same, as an empty one. One
-    # that is there is left as it is, but on nft the kernel takes its time over that: what holds rules is there.
-    empty = [chain for chain in plans if chain not in before or not before[chain].rules]
-    first = [f":{chain} - [0:0]" for chain in empty if is_builtin(table, chain)]
-    middle, last = [], []
-    for chain, plan in plans.items():
-        for edit in plan.edits:
-            if edit.action == "create_chain":
-                first.append(f"-N {chain}")
-            elif edit.action == "delete":
-                middle.append(f"-D {chain} {edit.position}")
-            elif edit.action == "insert":
-                middle.append(f"-I {chain} {edit.position} {edit.rule}".rstrip(" "))
-            elif edit.action == "policy":
-                last.append(f"-P {chain} {edit.rule}")
-    return first + middle + last
-
-
-def removals(plans: Dict[str, ChainPlan]) -> List[str]:
-    """The chains that cease to be, as iptables-restore lines; they are empty by then."""
-    return [f"-X {chain}" for chain, plan in plans.items() if plan.removes_chain()]
 
 
 def _contradictions(name: str, stored: StoredState) -> List[Refusal]:
@@ -318,15 +231,15 @@ class Placer:
 
     def _place_hint(self, above: Optional[int], below: Optional[int]) -> str:
         if above is None:
-            cures = [f"'placement: before' (in front of line {self._lines[below].line})"]
+            fixes = [f"'placement: before' (in front of line {self._lines[below].line})"]
         elif below is None:
-            cures = [f"'placement: after' (right behind line {self._lines[above].line})"]
+            fixes = [f"'placement: after' (right behind line {self._lines[above].line})"]
         else:
-            cures = [
+            fixes = [
                 f"'placement: after' (right behind line {self._lines[above].line})",
                 f"'placement: before' (in front of line {self._lines[below].line})",
             ]
-        return f"set {' or '.join(cures)} for {self._name}, or store the foreign rules that belong there too"
+        return f"set {' or '.join(fixes)} for {self._name}, or store the foreign rules that belong there too"
 
     def _inserts(self, slots, moved) -> List[Edit]:
         edits = []
@@ -361,3 +274,20 @@ def _named(lines: Sequence[Line], one: str, many: str) -> str:
 
 def _count(number: int, what: str) -> str:
     return "{} {}{}".format(number, what, "" if number == 1 else "s")
+
+
+def lines_of(state: StoredState, rules: Sequence[str]) -> List[Optional[int]]:
+    """For each kernel rule the stored line that accounts for it; None for the foreign ones."""
+    deleted = {line.rule: line.line for line in state.deletes}
+    found = [deleted.get(rule) for rule in rules]
+    kept = [at for at, rule in enumerate(rules) if rule not in deleted]
+    left: Dict[str, List[int]] = defaultdict(list)
+    for line, at in zip(state.rules, align([line.rule for line in state.rules], [rules[at] for at in kept])):
+        if at is None:
+            left[line.rule].append(line.line)
+        else:
+            found[kept[at]] = line.line
+    for at in kept:  # what stands there in another order is the stored file's all the same
+        if found[at] is None and left.get(rules[at]):
+            found[at] = left[rules[at]].pop(0)
+    return found

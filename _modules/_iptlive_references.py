@@ -2,8 +2,7 @@
 
 from typing import Callable, Container, Dict, Mapping, NamedTuple, Optional, Sequence, Set
 
-from _iptlive_model import BUILTIN, HostError, Table, chain_key
-from _iptlive_plan import Refusal
+from _iptlive_model import BUILTIN, HostError, Refusal, Table, chain_key
 from _iptlive_rules import all_targets, other_family, sets, targets
 from _iptlive_stored import StoredFile, StoredRule
 
@@ -81,7 +80,7 @@ def _check_names(stored: StoredFile, live: Dict[str, Table], host: Host) -> None
 def _what_is_missing(
     table: str, rule: StoredRule, missing: Set[str], existing: Container[str]
 ) -> Optional[Sequence[str]]:
-    """In words, with the cure."""
+    """In words, with the fix."""
     for name in targets(rule.spec):
         if name in missing:
             return (

@@ -3,11 +3,11 @@
 import difflib
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
+from _iptlive_family import label
 from _iptlive_journal import Entry, Step, since_boot
-from _iptlive_model import FAMILIES, chain_key, plain
-from _iptlive_plan import ChainPlan, Edit, Refusal
+from _iptlive_model import ChainPlan, Edit, Refusal, chain_key, plain
 from _iptlive_survey import Survey
-from _iptlive_update import Applied, TakenBack
+from _iptlive_update import Applied, RolledBack
 
 MOST_FOREIGN = 20  # rules in the way that one refusal lists: a chain may hold 50,000 of them
 
@@ -22,7 +22,7 @@ def planned(found: Survey) -> Dict[str, Any]:
     return {
         "status": "refused" if refusals else "changes" if changes else "in_sync",
         "families": {
-            FAMILIES[view.tools.family]: {
+            label(view.tools.family): {
                 "file": view.path,
                 "backend": view.tools.backend,
                 "version": view.tools.version,
@@ -80,7 +80,7 @@ def lost(answer: Mapping[str, Any]) -> bool:
     return answer.get("confirm", {"state": "confirmed"})["state"] not in ("confirmed", "pending")
 
 
-def rolled_back(result: TakenBack) -> Dict[str, Any]:
+def rolled_back(result: RolledBack) -> Dict[str, Any]:
     """The result of ``rollback``."""
     refusals = refused(result.plans)
     changes = {} if refusals else changed(result.plans)

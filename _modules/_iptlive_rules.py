@@ -3,6 +3,7 @@
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from _iptlive_family import FAMILIES
 from _iptlive_model import Chain, HostError, Table
 
 # iptables-restore knows the double quote and, inside it, the backslash; a single quote is a plain character, and a
@@ -105,7 +106,7 @@ def sets(text: str) -> List[str]:
 
 def other_family(text: str, family: str) -> bool:
     """Whether the line is one for the other family, which iptables-restore passes over."""
-    marks = ("-6", "--ipv6") if family == "ipv4" else ("-4", "--ipv4")
+    marks = FAMILIES[family].passed_over
     return (marks[0] in text or marks[1] in text) and any(word.value in marks for word in words(text))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Type
 import _iptlive_files as files
 import _iptlive_report as report
 from _iptlive_model import HostError
-from _iptlive_options import Candidate, Options
+from _iptlive_options import NewFile, Options
 
 Functions = Mapping[str, Callable]
 
@@ -17,18 +17,19 @@ Functions = Mapping[str, Callable]
 def fetched(options: Options, saltenv: str, salt: Functions, refusal: Type[Exception]) -> Options:
     """The options with the content of each family's source. Raises HostError."""
     named = [family for family in options.families if family in options.sources]
-    return options._replace(candidates={fam: _candidate(options, fam, saltenv, salt, refusal) for fam in named})
+    return options._replace(new_files={fam: _candidate(options, fam, saltenv, salt, refusal) for fam in named})
 
 
-def _candidate(options: Options, family: str, saltenv: str, salt: Functions, refusal: Type[Exception]) -> Candidate:
+def _candidate(options: Options, family: str, saltenv: str, salt: Functions, refusal: Type[Exception]) -> NewFile:
     """The way file.managed gets its source: the first of the list that there is, rendered where a template is named."""
     wanted = options.sources[family]
     try:
         source, _ = salt["file.source_list"](list(wanted), "", saltenv)
     except refusal as err:
         raise HostError("{} (saltenv {}): {}".format(", ".join(wanted), saltenv, err)) from err
+    destination = files.destination(family, options.files[family])
     path, _, problem = salt["file.get_managed"](
-        name=files.destination(family, options.files[family]),
+        name=destination,
         template=options.template,
         source=source,
         source_hash="",
@@ -48,16 +49,15 @@ def _candidate(options: Options, family: str, saltenv: str, salt: Functions, ref
         data = file.read()
     if options.template:  # what was rendered is a temporary file, what was not is in Salt's cache
         os.unlink(path)
-    return Candidate(source, data)
+    return NewFile(source, data, destination)
 
 
-def changed(options: Options) -> Dict[str, Candidate]:
+def changed(options: Options) -> Dict[str, NewFile]:
     """The stored files whose content is to become another one, by path."""
-    found = {files.destination(family, options.files[family]): new for family, new in options.candidates.items()}
-    return {path: new for path, new in found.items() if files.content(path) != new.data}
+    return {new.path: new for new in options.new_files.values() if files.content(new.path) != new.data}
 
 
-def differences(new: Mapping[str, Candidate]) -> Dict[str, Dict[str, Any]]:
+def differences(new: Mapping[str, NewFile]) -> Dict[str, Dict[str, Any]]:
     """Of what is to be written, by path: to be told before it is."""
     return {path: report.file_change(one.source, path, files.content(path), one.data) for path, one in new.items()}
 

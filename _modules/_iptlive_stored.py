@@ -72,7 +72,7 @@ class StoredFile(NamedTuple):
 
 
 def parse(family: str, path: str, data: bytes) -> StoredFile:
-    """Parse the bytes of a stored file; raises HostError naming path, line and cure."""
+    """Parse the bytes of a stored file; raises HostError naming path, line and fix."""
     reader = _Reader(path)
     lines = _lines(reader, data.decode("utf-8", "surrogateescape"))
     _check_bytes(path, lines)

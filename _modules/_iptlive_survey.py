@@ -6,15 +6,18 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
-import _iptlive_canon as canon
+import _iptlive_blindspots as blindspots
 import _iptlive_files as files
 import _iptlive_kernel as kernel
-import _iptlive_rivals as rivals
-from _iptlive_model import BUILTIN, FAMILIES, Chain, Table, chain_key, is_builtin, plain
+import _iptlive_programs as programs
+from _iptlive_canonical import canonical
+from _iptlive_family import label
+from _iptlive_model import BUILTIN, Chain, ChainPlan, Edit, Refusal, StoredState, Table, chain_key, is_builtin, plain
 from _iptlive_options import Options
-from _iptlive_plan import ChainPlan, Edit, Refusal, StoredState, plan_chain
+from _iptlive_plan import plan_chain
 from _iptlive_references import undeclared
 from _iptlive_rules import targets
+from _iptlive_sandbox import Sandbox, open_sandbox
 from _iptlive_stored import StoredFile, parse
 
 log = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 class FamilyView(NamedTuple):
     """One family as it was read: the kernel's tables, the stored file in the kernel's spelling, and the plans."""
 
-    tools: kernel.Tools
+    tools: programs.Tools
     path: str
     live: Dict[str, Table]
     states: Dict[str, Dict[str, StoredState]]
@@ -66,10 +69,10 @@ def survey(options: Options) -> Survey:
     workers = 1 + 2 * len(options.families)
     with no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         # The kernel makes the namespace while the files are read; one family's programs run while the next is read.
-        scratch = pool.submit(stack.enter_context, canon.open_scratch())
-        tools = [pool.submit(kernel.find_tools, family, options.backend) for family in options.families]
+        sandbox = pool.submit(stack.enter_context, open_sandbox())
+        tools = [pool.submit(programs.find_tools, family, options.backend) for family in options.families]
         views = [
-            pool.submit(_view, options, scratch, found, _stored(options, family))
+            pool.submit(_view, options, sandbox, found, _stored(options, family))
             for family, found in zip(options.families, tools)
         ]
         return Survey(options, tuple(view.result() for view in views))
@@ -89,36 +92,35 @@ def no_collections():
 
 def _stored(options: Options, family: str) -> StoredFile:
     """The stored file, or the one that is to be; problems of that one are told of its source."""
-    if family not in options.candidates:
+    if family not in options.new_files:
         return files.read(family, options.files[family])
-    candidate = options.candidates[family]
-    return parse(family, candidate.source, candidate.data)
+    new = options.new_files[family]
+    return parse(family, new.source, new.data)
 
 
 def _path(options: Options, stored: StoredFile) -> str:
-    if stored.family not in options.candidates:
-        return stored.path
-    return files.destination(stored.family, options.files[stored.family])
+    new = options.new_files.get(stored.family)
+    return new.path if new else stored.path
 
 
 def _view(
-    options: Options, opened: "Future[canon.Scratch]", found: "Future[kernel.Tools]", stored: StoredFile
+    options: Options, opened: "Future[Sandbox]", found: "Future[programs.Tools]", stored: StoredFile
 ) -> FamilyView:
     tools = found.result()
-    log.debug("%s: stored file %s, backend %s %s", FAMILIES[tools.family], stored.path, tools.backend, tools.version)
+    log.debug("%s: stored file %s, backend %s %s", label(tools.family), stored.path, tools.backend, tools.version)
     jumps = undeclared(stored)
     live = _live(tools, stored, jumps)
-    scratch = opened.result()
-    states, warnings = canon.canonical(scratch, tools, stored, live, jumps)
-    states, misprints = rivals.misprinted(scratch, tools, live, states)
-    warnings = stored.warnings + warnings + tuple(misprints + rivals.elsewhere(tools))
+    sandbox = opened.result()
+    states, warnings = canonical(sandbox, tools, stored, live, jumps)
+    states, misprints = blindspots.misprinted(sandbox, tools, live, states)
+    warnings = stored.warnings + warnings + tuple(misprints + blindspots.elsewhere(tools))
     plans = {
         table: _plans(options, tools.family, table, chains, live.get(table, {})) for table, chains in states.items()
     }
-    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, scratch.kind)
+    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, sandbox.kind)
 
 
-def _live(tools: kernel.Tools, stored: StoredFile, jumps: Dict[str, Set[str]]) -> Dict[str, Table]:
+def _live(tools: programs.Tools, stored: StoredFile, jumps: Dict[str, Set[str]]) -> Dict[str, Table]:
     """The chains that the file names; of those that its rules only jump to, no more than that they are there."""
     wanted = {name: sorted(set(BUILTIN[name]).union(table.chains)) for name, table in stored.tables.items()}
     return kernel.read_chains(tools, wanted, {name: sorted(found) for name, found in jumps.items()})
@@ -153,7 +155,7 @@ def _refuse_jump(key: str, edit: Edit, missing: Set[str]) -> ChainPlan:
     refusal = Refusal(
         "missing_reference",
         f"{key}: line {edit.line} jumps to '{target}', which is refused itself and does not exist yet",
-        f"cure the refusal of '{target}' first",
+        f"fix the refusal of '{target}' first",
         (edit.rule,),
         (edit.line,),
     )

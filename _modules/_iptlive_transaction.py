@@ -4,14 +4,16 @@ import logging
 import time
 from typing import Callable, Dict, Iterable, Optional
 
+import _iptlive_gate as gate
 import _iptlive_kernel as kernel
+import _iptlive_programs as programs
 from _iptlive_align import align
-from _iptlive_inverse import plan_inverse
+from _iptlive_family import label
 from _iptlive_journal import Step
-from _iptlive_model import FAMILIES, Chain, HostError, Table, chain_key, plain
-from _iptlive_plan import ChainPlan
+from _iptlive_model import Chain, ChainPlan, HostError, Table, chain_key, plain
 from _iptlive_rules import print_list, targets
 from _iptlive_survey import RefusedError
+from _iptlive_undo import plan_inverse
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +36,10 @@ class Transaction:
 
     def __init__(
         self,
-        tools: kernel.Tools,
+        tools: programs.Tools,
         table: str,
         chains: Iterable[str],
-        decide: kernel.Decide,
+        decide: gate.Decide,
         deadline: float,
         record: Record,
         known: Optional[Iterable[str]] = None,
@@ -49,7 +51,7 @@ class Transaction:
         self._decide = decide
         self._deadline = deadline
         self._record = record
-        self._name = f"{FAMILIES[tools.family]}/{table}"
+        self._name = f"{label(tools.family)}/{table}"
 
     def run(self) -> Optional[Step]:
         """What was committed and verified; None where there was nothing to do.
@@ -62,27 +64,27 @@ class Transaction:
             tries += 1
             try:
                 return self._once()
-            except kernel.StaleError as err:
+            except gate.StaleError as err:
                 log.info("%s changed while the update was being made; planning again", self._name)
                 if time.monotonic() > self._deadline:
-                    said = f" (at last: {kernel.message(str(err))})" if str(err) else ""
+                    said = f" (at last: {programs.message(str(err))})" if str(err) else ""
                     raise HostError(
                         f"{self._name}: other programs changed the chains during each of {tries} attempts{said}; "
                         "nothing of this table was changed. Try again, or set a larger 'wait'"
                     ) from err
             except _ExitError as err:
                 failures += 1
-                if failures == MOST_FAILURES or err.done.status < 0 or kernel.is_lock_refusal(err.done):
+                if failures == MOST_FAILURES or err.done.status < 0 or programs.is_lock_refusal(err.done):
                     raise self._refusal(err.done) from err
 
     def _once(self) -> Optional[Step]:
-        sent = kernel.attempt(self._tools, self._table, self._listable(), self._announced, self._seconds_left())
+        sent = gate.attempt(self._tools, self._table, self._listable(), self._announced, self._seconds_left())
         if sent is None:
             return None
         step = self._step(sent.before, sent.plans)
         now = self._read()
         if not sent.plans or (sent.done.status and not stands(step, now)):
-            raise kernel.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
+            raise gate.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
         if sent.done.status:
             said = plain(sent.done.err.strip())
             log.warning("%s: the update was made, although the program said: %s", self._name, said)
@@ -118,9 +120,9 @@ class Transaction:
     def _read(self) -> Table:
         return kernel.read_chains(self._tools, {self._table: self._chains}).get(self._table, {})
 
-    def _refusal(self, done: kernel.Done) -> HostError:
-        what = f"{self._name}: {self._tools.restore} exited with status {done.status}: {kernel.message(done.err)}"
-        holder = kernel.lock_holder() if kernel.is_lock_refusal(done) else ""
+    def _refusal(self, done: programs.Done) -> HostError:
+        what = f"{self._name}: {self._tools.restore} exited with status {done.status}: {programs.message(done.err)}"
+        holder = programs.lock_holder() if programs.is_lock_refusal(done) else ""
         return HostError(f"{what}{holder}. Nothing of this table was changed")
 
     def _verify(self, step: Step, now: Table) -> None:
@@ -128,9 +130,9 @@ class Transaction:
         if _equal(step, now):
             return
         if any(_slipped(plan, now.get(chain)) for chain, plan in step.plans.items()):
-            log.info("%s: another program's rule came in at the very moment of ours; taking ours back", self._name)
-            take_back(self._tools, step, "after", self._deadline, ignore)
-            raise kernel.StaleError
+            log.info("%s: another program's rule came in at the very moment of ours; rolling ours back", self._name)
+            roll_back(self._tools, step, "after", self._deadline, ignore)
+            raise gate.StaleError
         if self._decide(now):
             raise HostError(f"{self._name}: the chains are not as planned after the commit. {_both(step, now)}")
 
@@ -138,12 +140,12 @@ class Transaction:
 class _ExitError(Exception):
     """The program failed, and nothing of its transaction stands."""
 
-    def __init__(self, done: kernel.Done):
+    def __init__(self, done: programs.Done):
         super().__init__(done.err)
         self.done = done
 
 
-def take_back(tools: kernel.Tools, step: Step, placement: str, deadline: float, record: Record) -> Optional[Step]:
+def roll_back(tools: programs.Tools, step: Step, placement: str, deadline: float, record: Record) -> Optional[Step]:
     """Undo a committed step by its inverse, anchored in the chains as they are now."""
 
     def decide(live: Table) -> Dict[str, ChainPlan]:
@@ -156,8 +158,8 @@ def take_back(tools: kernel.Tools, step: Step, placement: str, deadline: float, 
     return Transaction(tools, step.table, step.plans, decide, deadline, record).run()
 
 
-def inverse_plans(tools: kernel.Tools, step: Step, live: Table, placement: str) -> Dict[str, ChainPlan]:
-    """What takes the step back, by chain."""
+def inverse_plans(tools: programs.Tools, step: Step, live: Table, placement: str) -> Dict[str, ChainPlan]:
+    """What rolls the step back, by chain."""
     plans = {
         chain: plan_inverse(
             chain_key(step.family, step.table, chain), step.before.get(chain), plan, live.get(chain), placement

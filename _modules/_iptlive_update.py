@@ -1,7 +1,7 @@
-"""One host's update from beginning to end: journalled, committed table by table, taken back when a later one fails.
+"""One host's update from beginning to end: journalled, committed table by table, rolled back when a later one fails.
 
 Whoever changes something holds the lock. Before each transaction the journal says what is about to be sent, so that
-after a kill at any point the next run can tell from the kernel what stands, and finish it or take it back.
+after a kill at any point the next run can tell from the kernel what stands, and finish it or roll it back.
 """
 
 import logging
@@ -11,27 +11,28 @@ from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional
 import _iptlive_files as files
 import _iptlive_journal as journal
 import _iptlive_kernel as kernel
+import _iptlive_programs as programs
+from _iptlive_family import label
 from _iptlive_journal import Entry, Step
-from _iptlive_model import COMMIT_ORDER, FAMILIES, Chain, HostError, InputError, chain_key
+from _iptlive_model import COMMIT_ORDER, Chain, ChainPlan, HostError, InputError, chain_key
 from _iptlive_options import Options
-from _iptlive_plan import ChainPlan
 from _iptlive_survey import RefusedError, Survey, decider, survey
-from _iptlive_transaction import Transaction, ignore, inverse_plans, stands, take_back
+from _iptlive_transaction import Transaction, ignore, inverse_plans, roll_back, stands
 
 log = logging.getLogger(__name__)
 
 WATCHDOG_SECONDS = 5  # so long after its deadline an update that is not settled has lost its watchdog
-TAKE_BACK_SECONDS = 30  # for a quiet ruleset, whatever 'wait' says: a half update is worse than a late one
+ROLL_BACK_SECONDS = 30  # for a quiet ruleset, whatever 'wait' says: a half update is worse than a late one
 
 
 class Guard(NamedTuple):
-    """Commit-confirmed: after so many seconds an update takes itself back unless confirmed (0: it stays)."""
+    """Commit-confirmed: after so many seconds an update rolls itself back unless confirmed (0: it stays)."""
 
     seconds: int = 0
     checks: Tuple[str, ...] = ()
 
 
-class NewFiles(NamedTuple):
+class Replacements(NamedTuple):
     """Stored files that are to be replaced once the kernel has their rules.
 
     ``keep_old`` is called with their paths before, and returns what is to be said about it.
@@ -54,7 +55,7 @@ class Applied(NamedTuple):
         return self.entry.steps if self.entry else ()
 
 
-class TakenBack(NamedTuple):
+class RolledBack(NamedTuple):
     """What came of a rollback: the update, the plans that undo it, and whether they were carried out."""
 
     entry: Entry
@@ -63,10 +64,10 @@ class TakenBack(NamedTuple):
 
 
 UNGUARDED = Guard()
-NO_FILES = NewFiles()
+NO_FILES = Replacements()
 
 
-def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: NewFiles = NO_FILES) -> Applied:
+def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: Replacements = NO_FILES) -> Applied:
     """Bring the host in line. ``arm`` starts the watchdog over an entry before anything is committed.
 
     Raises HostError; nothing of the update stands then, or the message says what does.
@@ -75,7 +76,7 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: NewFiles = 
         _refuse_while_pending()
         notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry, options, new)]
         found = survey(options)
-        # Also what could not be taken back just now: from here on it belongs to this update.
+        # Also what could not be rolled back just now: from here on it belongs to this update.
         interrupted = journal.unfinished()
         if found.refused() and not options.partial:
             return Applied(found, notes=tuple(notes + [_undone_note(entry) for entry in interrupted]))
@@ -89,7 +90,7 @@ def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: NewFiles = 
         return _carry_out(found, run, guard, arm, new, notes)
 
 
-def _write_only(found: Survey, new: NewFiles, notes: List[str]) -> Applied:
+def _write_only(found: Survey, new: Replacements, notes: List[str]) -> Applied:
     """The kernel has all the rules already."""
     waiting = files.beside(new.contents, "new")
     files.prepare(waiting, new.contents)
@@ -98,7 +99,7 @@ def _write_only(found: Survey, new: NewFiles, notes: List[str]) -> Applied:
     return Applied(found, notes=tuple(notes), written=tuple(waiting))
 
 
-def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, notes: List[str]) -> Applied:
+def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: Replacements, notes: List[str]) -> Applied:
     try:
         run.prepare(new.contents)
         if guard.seconds:
@@ -107,9 +108,9 @@ def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: NewFiles, not
         notes += new.keep_old(run.entry.files)
         run.close("pending" if guard.seconds else "done")
     except BaseException as err:  # also when the job is told to end: no half update stays
-        log.warning("Taking the update back, because: %r", err)
-        undone = _take_back(run, str(err) or type(err).__name__)
-        also = [f"{_names(undone)}: committed before, and taken back"] if undone else []
+        log.warning("Rolling the update back, because: %r", err)
+        undone = _roll_back(run, str(err) or type(err).__name__)
+        also = [f"{_names(undone)}: committed before, and rolled back"] if undone else []
         if isinstance(err, RefusedError):
             return Applied(found, refused=(err.key, err.plan), notes=tuple(notes + also))
         if isinstance(err, HostError):
@@ -179,7 +180,7 @@ class _Run:
 
     def arm(self, wait: int, arm) -> None:
         """Start the watchdog before anything is committed: it takes over whatever happens to us."""
-        self.save(deadline=journal.since_boot() + wait + TAKE_BACK_SECONDS + self.entry.seconds)
+        self.save(deadline=journal.since_boot() + wait + ROLL_BACK_SECONDS + self.entry.seconds)
         arm(self.entry)
 
     def close(self, state: str, reason: str = "") -> None:
@@ -198,25 +199,18 @@ class _Run:
         journal.save(self.entry, flush, first)
 
 
-def seconds_left(entry: Entry) -> float:
-    """How long an update may still wait for its confirmation; 0 where it does not wait (any more)."""
-    if entry.state != "pending" or entry.deadline is None:
-        return 0
-    return max(0, entry.deadline - journal.since_boot())
-
-
 def _waits(entry: Entry) -> str:
-    return f"the update {entry.id} waits for its confirmation, {int(seconds_left(entry))} seconds are left"
+    return f"the update {entry.id} waits for its confirmation, {int(journal.seconds_left(entry))} seconds are left"
 
 
 def _refuse_while_pending() -> None:
     for entry in journal.unfinished():
-        if seconds_left(entry):
-            raise HostError(f"{_waits(entry)}. Confirm it (iptlive.confirm) or take it back (iptlive.rollback) first")
+        if journal.seconds_left(entry):
+            raise HostError(f"{_waits(entry)}. Confirm it (iptlive.confirm) or roll it back (iptlive.rollback) first")
 
 
-def _must_go(entry: Entry, options: Options, new: NewFiles) -> bool:
-    """What an earlier run was taking back, or its watchdog should have; any other may be completed.
+def _must_go(entry: Entry, options: Options, new: Replacements) -> bool:
+    """What an earlier run was rolling back, or its watchdog should have; any other may be completed.
 
     Not by an update that leaves alone one of its families, or a stored file that it had not written yet: that one does
     not know what was to become of it.
@@ -229,10 +223,10 @@ def _must_go(entry: Entry, options: Options, new: NewFiles) -> bool:
 def _undone_note(entry: Entry) -> str:
     run = _Run(entry)
     try:
-        undone = _take_back(run, _why(entry))
+        undone = _roll_back(run, _why(entry))
     except HostError as err:
-        return f"the update {entry.id} could not be taken back: {err}"
-    return f"the update {entry.id} was taken back ({_names(undone) or 'nothing of it stood'}): {run.entry.reason}"
+        return f"the update {entry.id} could not be rolled back: {err}"
+    return f"the update {entry.id} was rolled back ({_names(undone) or 'nothing of it stood'}): {run.entry.reason}"
 
 
 def _why(entry: Entry) -> str:
@@ -253,14 +247,14 @@ def notices() -> List[str]:
     """What the journal has to say to somebody who only looks."""
     said = []
     for entry in journal.unfinished():
-        if seconds_left(entry):
+        if journal.seconds_left(entry):
             said.append(_waits(entry))
         else:
-            said.append(f"the update {entry.id} was interrupted; the next apply completes it or takes it back")
+            said.append(f"the update {entry.id} was interrupted; the next apply completes it or rolls it back")
     return said
 
 
-def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...]:
+def _roll_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...]:
     """Undo what stands of an update, the last step first; the steps that this took.
 
     It goes on past what resists, and says so in its error. The entry stays unfinished then: it is tried again.
@@ -269,21 +263,21 @@ def _take_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
         standing = _standing(run.entry)
     except (HostError, OSError) as err:
         raise HostError(f"{why}. And what stands of the update cannot be told: {err}") from err
-    _write_down(run, state="taking_back", reason=why, steps=standing)
+    _write_down(run, state="rolling_back", reason=why, steps=standing)
     undone, failures = [], []
     for index, step in reversed(list(enumerate(standing))):
         try:
-            undone.append(take_back(_tools(step), step, placement, time.monotonic() + TAKE_BACK_SECONDS, ignore))
+            undone.append(roll_back(_tools(step), step, placement, time.monotonic() + ROLL_BACK_SECONDS, ignore))
         except (HostError, RefusedError, OSError) as err:
             failures.append(f"{_names([step])}: {err}")
         else:
-            gone = step._replace(state="taken_back")
+            gone = step._replace(state="rolled_back")
             _write_down(run, steps=run.entry.steps[:index] + (gone,) + run.entry.steps[index + 1 :])
     if failures:
-        raise HostError(f"{why}. And what was done could not be taken back: {'; '.join(failures)}")
+        raise HostError(f"{why}. And what was done could not be rolled back: {'; '.join(failures)}")
     files.drop(run.entry.files)
     undone = [step for step in undone if step]
-    _write_down(run, state="taken_back", deadline=None, reason=". ".join([why] + _told(undone)))
+    _write_down(run, state="rolled_back", deadline=None, reason=". ".join([why] + _told(undone)))
     return tuple(undone)
 
 
@@ -292,7 +286,7 @@ def _told(steps: Iterable[Step]) -> List[str]:
 
 
 def _write_down(run: _Run, **changes) -> None:
-    """Taking back must go on even when the disk is full: the next run looks at the kernel anyway."""
+    """Rolling back must go on even when the disk is full: the next run looks at the kernel anyway."""
     try:
         run.save(**changes)
     except HostError as err:
@@ -301,7 +295,7 @@ def _write_down(run: _Run, **changes) -> None:
 
 def _standing(entry: Entry) -> Tuple[Step, ...]:
     """The steps of an entry that are in the kernel."""
-    steps = [step for step in entry.steps if step.state != "taken_back"]
+    steps = [step for step in entry.steps if step.state != "rolled_back"]
     return tuple(step._replace(state="committed") for step in steps if stands(step, _live(step)))
 
 
@@ -309,28 +303,28 @@ def _live(step: Step):
     return kernel.read_chains(_tools(step), {step.table: tuple(step.plans)}).get(step.table, {})
 
 
-def _tools(step: Step) -> kernel.Tools:
-    return kernel.find_tools(step.family, step.backend)
+def _tools(step: Step) -> programs.Tools:
+    return programs.find_tools(step.family, step.backend)
 
 
 def _names(steps) -> str:
-    return ", ".join(f"{FAMILIES[step.family]}/{step.table}" for step in steps)
+    return ", ".join(f"{label(step.family)}/{step.table}" for step in steps)
 
 
-def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", test: bool = False) -> TakenBack:
-    """Take the last update, or the named one, back by inverse delta; all of it or, where one chain refuses, nothing."""
+def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", test: bool = False) -> RolledBack:
+    """Roll the last update, or the named one, back by inverse delta; all of it or, where one chain refuses, nothing."""
     with journal.lock(wait):
         run = _Run(_chosen(identifier))
         plans = _undoing(run.entry, placement)
         if test or any(plan.refusals for _, plan in plans):
-            return TakenBack(run.entry, plans, done=False)
-        undone = _take_back(run, "rollback was asked for", placement)
+            return RolledBack(run.entry, plans, done=False)
+        undone = _roll_back(run, "rollback was asked for", placement)
         carried_out = tuple((_key(step, chain), plan) for step in undone for chain, plan in step.plans.items())
-        return TakenBack(run.entry, carried_out, done=True)
+        return RolledBack(run.entry, carried_out, done=True)
 
 
 def _undoing(entry: Entry, placement: str) -> Tuple[Tuple[str, ChainPlan], ...]:
-    """What takes the update back: the last step first, each planned for what the one before leaves."""
+    """What rolls the update back: the last step first, each planned for what the one before leaves."""
     plans = []
     tables: Dict[Tuple[str, str], Dict[str, Optional[Chain]]] = {}
     for step in reversed(_standing(entry)):
@@ -351,13 +345,13 @@ def _key(step: Step, chain: str) -> str:
 def _chosen(identifier: Optional[str]) -> Entry:
     if identifier is not None:
         entry = _known(identifier)
-        if entry.boot != journal.boot_id() or entry.state in ("taken_back", "continued"):
-            raise InputError(f"the update {identifier} cannot be taken back: it is {_why_not(entry)}")
+        if entry.boot != journal.boot_id() or entry.state in ("rolled_back", "continued"):
+            raise InputError(f"the update {identifier} cannot be rolled back: it is {_why_not(entry)}")
         return entry
     known = [entry for entry in journal.entries() if entry.boot == journal.boot_id()]
     done = [entry for entry in known if entry.steps and entry.state in ("done",) + journal.UNFINISHED]
     if not done:
-        raise HostError("there is no update to take back since this host was booted")
+        raise HostError("there is no update to roll back since this host was booted")
     return done[-1]
 
 
@@ -378,12 +372,12 @@ def confirm(identifier: Optional[str], wait: int) -> Entry:
 
 
 def expire(identifier: str, why: str, wait: int) -> Entry:
-    """Take an update back that nobody is working on (we have the lock), unless it may still wait or is settled."""
+    """Roll an update back that nobody is working on (we have the lock), unless it may still wait or is settled."""
     with journal.lock(wait):
         entry = _known(identifier)
         run = _Run(entry)
-        if entry.state in journal.UNFINISHED and not seconds_left(entry):
-            _take_back(run, why if entry.state == "pending" else _why(entry))
+        if entry.state in journal.UNFINISHED and not journal.seconds_left(entry):
+            _roll_back(run, why if entry.state == "pending" else _why(entry))
         return run.entry
 
 
@@ -395,13 +389,13 @@ def settled(entry: Optional[Entry]) -> Optional[Entry]:
 
 
 def outcome(identifier: str) -> Entry:
-    """Wait until a guarded update is confirmed or taken back. Where its watchdog is gone, we take it back."""
+    """Wait until a guarded update is confirmed or rolled back. Where its watchdog is gone, we roll it back."""
     while True:
         entry = _known(identifier)
         if entry.boot != journal.boot_id():
             raise InputError(f"the update {identifier} is of an earlier boot")
         if journal.since_boot() > (entry.deadline or 0) + WATCHDOG_SECONDS and entry.state in journal.UNFINISHED:
-            entry = expire(identifier, f"{_why(entry)}, and its watchdog is gone", TAKE_BACK_SECONDS)
+            entry = expire(identifier, f"{_why(entry)}, and its watchdog is gone", ROLL_BACK_SECONDS)
         if entry.state not in journal.UNFINISHED:
             return entry
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Takes an update back at its deadline unless it was confirmed: a process of its own, outside the Salt job.
+"""Rolls an update back at its deadline unless it was confirmed: a process of its own, outside the Salt job.
 
 It runs from a copy of these rooms below ``/var/lib/iptlive``, so it outlives the minion, a salt-ssh session and the
 files that salt-ssh removes. It looks at the journal only, and needs nothing but Python and the iptables programs.
@@ -88,7 +88,7 @@ def watch(identifier: str) -> None:
             entry = journal.load(identifier)
             if entry is None or entry.state not in journal.UNFINISHED:
                 return
-            left = update.seconds_left(entry)
+            left = journal.seconds_left(entry)
             if left and entry.checks:
                 unreachable = _unreachable(entry.checks, min(left, CONNECT_SECONDS))
             _look_after(entry, unreachable)
@@ -100,8 +100,8 @@ def watch(identifier: str) -> None:
 
 
 def _look_after(entry: Entry, unreachable: List[str]) -> None:
-    """Confirm it, or take it back: at its deadline, and at once where the run that was making it has died."""
-    if update.seconds_left(entry):
+    """Confirm it, or roll it back: at its deadline, and at once where the run that was making it has died."""
+    if journal.seconds_left(entry):
         if entry.checks and not unreachable:
             update.confirm(entry.id, 0)
         return

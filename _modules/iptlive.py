@@ -61,7 +61,7 @@ partial
 wait
     Seconds to wait for the xtables lock and for a quiet ruleset. Default: ``10``.
 confirm
-    Seconds until an unconfirmed update takes itself back; ``0``: it stays. Default: ``0``.
+    Seconds until an unconfirmed update rolls itself back; ``0``: it stays. Default: ``0``.
 confirm_check
     What confirms by itself: ``master``, a new connection to the master (where there is none, as ``manual``); a list
     of ``host:port`` that must all be reachable; ``manual``, only :py:func:`confirm`. Default: ``master``.
@@ -75,11 +75,12 @@ import sys
 import _iptlive_backup as backup_room
 import _iptlive_drift as drifting
 import _iptlive_export as exporter
+import _iptlive_foreign as whose
 import _iptlive_graph as grapher
 import _iptlive_journal as journal
-import _iptlive_neighbours as neighbours
 import _iptlive_options as options_room
 import _iptlive_owners as owners
+import _iptlive_picture as picturing
 import _iptlive_report as report
 import _iptlive_sources as sources_room
 import _iptlive_survey as survey
@@ -146,7 +147,7 @@ def plan(saltenv=None, **options):
         With ``sources``: the stored files that would be written, by path, each with ``source`` and ``diff``.
 
     Raises ``SaltInvocationError`` for an unknown or ill-typed option, and ``CommandExecutionError`` for a stored file
-    that cannot be read or parsed or that iptables rejects, naming file, line and cure.
+    that cannot be read or parsed or that iptables rejects, naming file, line and fix.
 
     CLI Example:
 
@@ -164,7 +165,7 @@ def apply(test=False, saltenv=None, **options):
     Bring the kernel's rules in line with the stored files.
 
     Each table is changed in one transaction that is compared with the plan before it is committed; afterwards the
-    kernel is read again. When a later table fails, the earlier ones are taken back.
+    kernel is read again. When a later table fails, the earlier ones are rolled back.
 
     test
         ``True``: change nothing, as :py:func:`plan`.
@@ -183,7 +184,7 @@ def apply(test=False, saltenv=None, **options):
         The update's name in the journal, where something was changed.
     confirm
         With ``confirm``: what became of the update, as :py:func:`outcome` returns it. Where somebody must confirm it
-        the state is ``pending``, and the call does not wait. One that was taken back sets the return code to 1.
+        the state is ``pending``, and the call does not wait. One that was rolled back sets the return code to 1.
 
     Raises what :py:func:`plan` raises, and ``CommandExecutionError`` where the kernel refused the update or was found
     otherwise than planned.
@@ -204,11 +205,11 @@ def apply(test=False, saltenv=None, **options):
         guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
         new = sources_room.changed(settings)
         differences = sources_room.differences(new)
-        contents = {path: candidate.data for path, candidate in new.items()}
-        files = update.NewFiles(contents, functools.partial(_keep_old, settings.backup))
+        contents = {path: one.data for path, one in new.items()}
+        files = update.Replacements(contents, functools.partial(_keep_old, settings.backup))
         applied = update.apply(settings, guard, watchdog.arm, files)
         answer = report.applied(applied, update.settled(applied.entry))
-        answer = neighbours.annotate(answer, applied.found, known, applied.steps())
+        answer = whose.annotate(answer, applied.found, known, applied.steps())
         return _with_retcode(_with_files(answer, differences))
 
 
@@ -217,7 +218,7 @@ def _looked_at(settings, known):
     answer = report.planned(found)
     answer["warnings"] += update.notices()
     differences = sources_room.differences(sources_room.changed(settings))
-    return _with_files(neighbours.annotate(answer, found, known), differences)
+    return _with_files(whose.annotate(answer, found, known), differences)
 
 
 def _settings(given, saltenv):
@@ -258,10 +259,10 @@ def _master():
 
 def rollback(id=None, test=False, placement="refuse", wait=10):
     """
-    Take an update back: what it inserted is deleted, what it deleted comes back between the neighbours it had.
+    Roll an update back: what it inserted is deleted, what it deleted comes back between the neighbours it had.
 
     It is undone by its inverse in the chains as they are now, not by restoring an old dump: rules that others have
-    added since then stay. All of it is taken back or, where one chain refuses, nothing.
+    added since then stay. All of it is rolled back or, where one chain refuses, nothing.
 
     id
         Which update; the last one if left out. :py:func:`apply` returns it.
@@ -334,12 +335,12 @@ def pending():
 
 def outcome(id):
     """
-    Wait until an update with ``confirm`` is confirmed or taken back. A taken back one sets the return code to 1.
+    Wait until an update with ``confirm`` is confirmed or rolled back. A rolled back one sets the return code to 1.
 
     id
         Which update.
 
-    Returns what :py:func:`confirm` returns; ``state`` is ``confirmed`` or ``taken_back``, ``reason`` tells why.
+    Returns what :py:func:`confirm` returns; ``state`` is ``confirmed`` or ``rolled_back``, ``reason`` tells why.
 
     CLI Example:
 
@@ -384,7 +385,7 @@ def foreign(**options):
     """
     with _salt_errors():
         settings, known = _options(options)
-        return neighbours.foreign(survey.survey(settings), known)
+        return whose.foreign(survey.survey(settings), known)
 
 
 def export(test=False, overwrite=False, **options):
@@ -450,10 +451,10 @@ def graph(form="dot", path=None, **options):
         raise SaltInvocationError(f"form: expected dot, mermaid or svg, got {form!r}")
     with _salt_errors():
         settings, known = _options(options)
-        pictures = [grapher.picture(view, known) for view in neighbours.views(survey.survey(settings))]
+        pictures = [grapher.picture(view, known) for view in picturing.views(survey.survey(settings))]
         text = report.plain(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
         if form == "svg":
-            text = neighbours.svg(text)
+            text = picturing.svg(text)
         if path is None:
             return text
         exporter.write(path, text)

@@ -190,8 +190,8 @@ def _headline(plan):
 
 def _confirm_headline(plan, steps):
     confirm = plan["confirm"]
-    if confirm["state"] == "taken_back":
-        return "LIGHT_RED", "taken back: {}".format(confirm.get("reason") or "it was not confirmed")
+    if confirm["state"] == "rolled_back":
+        return "LIGHT_RED", "rolled back: {}".format(confirm.get("reason") or "it was not confirmed")
     if confirm["state"] == "pending":
         left = confirm.get("seconds_left")
         until = f" within {left:.0f} seconds" if isinstance(left, (int, float)) else ""
@@ -276,7 +276,7 @@ def _show_refusal(page, chain, refusal):
         page.rule(" ", "", "anchor", anchors["below"])
     message = refusal["message"]
     page.line(message[len(chain) + 2 :] if message.startswith(chain + ": ") else message, indent=4)
-    page.line("cure: " + refusal["hint"], color="LIGHT_CYAN", indent=4)
+    page.line("fix: " + refusal["hint"], color="LIGHT_CYAN", indent=4)
 
 
 # --- states, foreign rules, the fleet's report ---
@@ -306,10 +306,10 @@ def _verdict(state):
 
 def _show_state(page, state):
     for line in str(state["comment"]).split("\n"):
-        sentence, cure, hint = line.partition(" Cure: ")
+        sentence, fix, hint = line.partition(" Fix: ")
         page.line(sentence, indent=4)
-        if cure:
-            page.line("cure: " + hint, color="LIGHT_CYAN", indent=6)
+        if fix:
+            page.line("fix: " + hint, color="LIGHT_CYAN", indent=6)
     for chain, steps in state["changes"].items():
         page.gap()
         page.line(chain, color="CYAN", indent=4)
@@ -347,7 +347,7 @@ def show_report(page, report):
         page.line("{:<{}}  {}".format(host, width, _reported(found)), color=color)
         for refusal in found.get("refusals", ()):
             page.line(refusal["message"], indent=4)
-            page.line("cure: " + refusal["hint"], indent=6)
+            page.line("fix: " + refusal["hint"], indent=6)
     page.gap()
     counts = ("{} {}".format(count, status.replace("_", " ")) for status, count in report["summary"].items())
     page.line("{}: {}".format(_number(len(report["hosts"]), "host"), ", ".join(counts) or "none matched"))

@@ -127,7 +127,7 @@ def _changes(count):
 
 def _refusals(answer):
     return [
-        "{}. Cure: {}.".format(refusal["message"], refusal["hint"])
+        "{}. Fix: {}.".format(refusal["message"], refusal["hint"])
         for refusals in answer["refusals"].values()
         for refusal in refusals
     ]

@@ -61,7 +61,7 @@ class Bench:
         return self._alternate(jobs)
 
     def _alternate(self, jobs):
-        """All jobs in turn, again and again; what a job changed is taken back outside of its time."""
+        """All jobs in turn, again and again; what a job changed is rolled back outside of its time."""
         walls = {name: [] for name in jobs}
         own = {name: [] for name in jobs}
         started = time.monotonic()

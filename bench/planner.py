@@ -4,8 +4,8 @@ import random
 import time
 import tracemalloc
 
-from _iptlive_model import Chain
-from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from _iptlive_model import Chain, Choices, Line, StoredState
+from _iptlive_plan import plan_chain
 
 ROUNDS = 3
 MOVING = Choices(placement="after", reorder=True, duplicates="allow")

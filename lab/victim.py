@@ -17,14 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_modules"))
 
-import _iptlive_kernel as kernel
 import _iptlive_options as options
+import _iptlive_programs as programs
 import _iptlive_update as update
 import _iptlive_watchdog as watchdog
 
-ROOMS = ("_iptlive_update", "_iptlive_transaction", "_iptlive_kernel", "_iptlive_journal", "_iptlive_watchdog")
+ROOMS = tuple(
+    f"_iptlive_{room}" for room in ("update", "transaction", "gate", "programs", "kernel", "journal", "watchdog")
+)
 # Where something becomes durable, or is handed to another program.
-DECISIVE = ("save", "attempt", "_say", "_release", "_ended", "_hang_up", "arm", "_write_down")
+DECISIVE = ("save", "attempt", "say", "_release", "ended", "hang_up", "arm", "_write_down")
 
 
 class Steps:
@@ -43,7 +45,7 @@ class Steps:
 def main(task):
     steps = Steps(task["at"], task["every"])
     settings = options.parse({"wait": 2, "policy": "enforce"})
-    kernel.TIMEOUT = task["timeout"]
+    programs.TIMEOUT = task["timeout"]
     sys.setprofile(steps)
     if task["do"] == "rollback":
         update.rollback(None, 2)

@@ -1,4 +1,4 @@
-"""What cannot be done is said with its place and cure, and the kernel stays as it was, in both families."""
+"""What cannot be done is said with its place and fix, and the kernel stays as it was, in both families."""
 
 import contextlib
 import os

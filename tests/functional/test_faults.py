@@ -59,12 +59,12 @@ def fails(host, **options):
 
 
 def assert_all_back(world, message, failed):
-    """Nothing of the update stands, the message says what failed and what was taken back, and the next run succeeds."""
+    """Nothing of the update remains, the message says what failed and was rolled back, and the next run succeeds."""
     assert tables(world.host) == world.old
     assert message.startswith(TABLES[failed])
     for name in TABLES[:failed]:
         assert f"{name}" in message.split("exited")[-1]
-    assert ("committed before, and taken back" in message) == bool(failed)
+    assert ("committed before, and rolled back" in message) == bool(failed)
     spoil(world.host, "none", "true")
     world.assert_finished(apply(world.host), [])
 
@@ -131,7 +131,7 @@ def test_taking_back_fails_too(world):
     """The message says so, and the next run makes up for it."""
     spoil(world.host, "2 3 4 5 6 7", "echo it broke >&2; exit 1")
     message = fails(world.host)
-    assert "what was done could not be taken back: IPv4/filter" in message
+    assert "what was done could not be rolled back: IPv4/filter" in message
     half = world.assert_old_or_new()
     assert [key for key in half if half[key] == world.old[key]] != list(half)
     interrupted = unfinished(world.host)

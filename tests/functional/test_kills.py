@@ -47,7 +47,7 @@ def test_update_killed(world, every):
 
 
 def test_update_killed_and_refused_then(world, every):
-    """By the next run the stored file is one that cannot be applied: what stands is taken back."""
+    """By the next run the stored file is one that cannot be applied: what stands is rolled back."""
     steps = steps_of(world, every, do="apply", first=3)
     for number in steps:
         prepare(world.host)
@@ -76,7 +76,7 @@ def test_rollback_killed(world, every):
 
 
 def test_guarded_update_killed(world, every):
-    """Its watchdog takes it back, without anybody's help, as soon as it sees that the run has died."""
+    """Its watchdog rolls it back, without anybody's help, as soon as it sees that the run has died."""
     steps = steps_of(world, every, do="apply", confirm=600)
     for number in steps:
         prepare(world.host)
@@ -96,7 +96,7 @@ def watchdogs(host):
 
 
 def test_watchdog_killed(world):
-    """Whoever waits for the outcome takes the update back; where nobody waits, the next run does."""
+    """Whoever waits for the outcome rolls the update back; where nobody waits, the next run does."""
     for waits in (True, False):
         prepare(world.host)
         update = world.host.call("iptlive.apply", policy="enforce", confirm=2).value
@@ -105,7 +105,7 @@ def test_watchdog_killed(world):
         world.host.run(["kill", "-9", watchdog])
         if waits:
             settled = world.host.call("iptlive.outcome", update["id"]).value
-            assert (settled["state"], tables(world.host)) == ("taken_back", world.old)
+            assert (settled["state"], tables(world.host)) == ("rolled_back", world.old)
             assert "watchdog" in settled["reason"]
         else:
             wait_until(lambda: "interrupted" in str(world.host.call("iptlive.plan").value["warnings"]))
@@ -125,14 +125,14 @@ def interrupt(world):
 
 
 def test_next_update_leaves_a_family_of_the_killed_one_alone(world):
-    """It cannot complete what was begun there, so that is taken back, and nothing claims to be complete."""
+    """It cannot complete what was begun there, so that is rolled back, and nothing claims to be complete."""
     prepare(world.host)
     killed = interrupt(world)
     assert tables(world.host) != world.old
     answer = world.host.call("iptlive.apply", policy="enforce", families=["ipv6"]).value
     assert set(answer["changes"]) == {"IPv6/filter/INPUT"}
     (note,) = [warning for warning in answer["warnings"] if killed in warning]
-    assert "was taken back (IPv4/nat, IPv4/filter)" in note
+    assert "was rolled back (IPv4/nat, IPv4/filter)" in note
     now = tables(world.host)
     assert {key for key in now if now[key] != world.old[key]} == {("ipv6", "filter")}
 

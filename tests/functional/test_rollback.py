@@ -1,4 +1,4 @@
-"""Taking an update back where others have written since."""
+"""Rolling an update back where others have written since."""
 
 import pytest
 
@@ -77,6 +77,6 @@ def test_watchdog_lets_in_again_what_was_let_in(host):
     update = host.call("iptlive.apply", confirm=2, confirm_check="manual", **IPV4).value
     rival(host, "-A INPUT -s 192.0.2.1/32 -j DROP")
     settled = host.call("iptlive.outcome", update["id"]).value
-    assert settled["state"] == "taken_back"
+    assert settled["state"] == "rolled_back"
     assert settled["reason"].startswith("not confirmed within 2 seconds. IPv4/filter/INPUT: the update deleted")
     assert rules(host) == ["-A INPUT -s 192.0.2.1/32 -j DROP", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"]

@@ -77,7 +77,7 @@ def test_every_kind_of_scratch_reads_the_same(host):
 
 
 def test_dry_run_refuses_what_can_be_told(host):
-    """Without the kernel's opinion the programs' own remains: line, thing and cure as ever."""
+    """Without the kernel's opinion the programs' own remains: line, thing and fix as ever."""
     host.write("/run/kernel", KERNEL)
     host.write("/run/kernel6", KERNEL6)
     options = {"families": ["ipv4"]}

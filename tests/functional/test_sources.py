@@ -198,7 +198,7 @@ def test_a_file_that_keeps_its_place(held):
 
     with listener(held):
         done = held.call("iptlive.apply", **{**MANUAL, "confirm": 2, "confirm_check": ["127.0.0.1:4507"]}).value
-    assert (done["confirm"]["state"], "written" in done) == ("taken_back", False)
+    assert (done["confirm"]["state"], "written" in done) == ("rolled_back", False)
     assert f"not confirmed within 2 seconds: {FILE}: the new file" in done["confirm"]["reason"]
     assert look(held) == before
 
@@ -210,7 +210,7 @@ def test_an_update_that_is_not_confirmed_leaves_the_file(served, who):
     assert look(served)[0] != before[0], "it waits beside"
     if who == "rollback":
         served.call("iptlive.rollback", done["id"])
-    assert served.call("iptlive.outcome", done["id"]).value["state"] == "taken_back"
+    assert served.call("iptlive.outcome", done["id"]).value["state"] == "rolled_back"
     assert look(served) == before
 
 
@@ -233,14 +233,14 @@ sys.path.insert(0, sys.argv[1])
 import _iptlive_options as options, _iptlive_update as update
 path, data = sys.argv[2], sys.argv[3].encode()
 settings = options.parse({"families": ["ipv4"], "sources": {"ipv4": "salt://x"}})
-settings = settings._replace(candidates={"ipv4": options.Candidate("salt://x", data)})
-update.apply(settings, new=update.NewFiles({path: data}, lambda paths: os.kill(os.getpid(), signal.SIGKILL)))
+settings = settings._replace(new_files={"ipv4": options.NewFile("salt://x", data, path)})
+update.apply(settings, new=update.Replacements({path: data}, lambda paths: os.kill(os.getpid(), signal.SIGKILL)))
 """
 
 
 @pytest.mark.parametrize("finish", ["iptlive.apply", "iptlive.rollback", "local file"])
 def test_killed_between_kernel_and_file(served, finish):
-    """The next update puts the file in place, or takes back what follows the host's own; and nothing is left beside."""
+    """The next update puts the file in place, or rolls back what follows the host's own; and nothing is left beside."""
     before = look(served)
     done = served.run([sys.executable, "-I", "-S", "-c", KILLED, REPO / "_modules", FILE, NEW], check=False)
     assert done.returncode == -9
@@ -255,7 +255,7 @@ def test_killed_between_kernel_and_file(served, finish):
         served.call(finish)
     else:
         (note,) = served.call("iptlive.apply", families=["ipv4"]).value["warnings"]
-        assert "was taken back (IPv4/filter): it was interrupted" in note
+        assert "was rolled back (IPv4/filter): it was interrupted" in note
     assert look(served) == before
 
 

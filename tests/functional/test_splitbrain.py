@@ -4,7 +4,7 @@ import random
 import sys
 
 import pytest
-from _iptlive_native import Plain, same
+from _iptlive_expressions import Plain, same
 from _iptlive_netlink import from_json, rule
 from _iptlive_rules import parse_save
 from rule_list import rules

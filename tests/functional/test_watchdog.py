@@ -83,7 +83,7 @@ def test_minion_in_a_network_namespace_of_its_own(new_host):
     with Systemd(host) as systemd:
         systemd.run([*inside, sys.executable, "-I", "-S", "-c", GUARDED_UPDATE, REPO / "_modules", "1"])
         assert "--dport 22" in host.run([*inside, "iptables-save"]).stdout
-        wait_until(lambda: "taken_back" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout)
+        wait_until(lambda: "rolled_back" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout)
         assert "--dport 22" not in host.run([*inside, "iptables-save"]).stdout
 
 

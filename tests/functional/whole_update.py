@@ -52,7 +52,7 @@ def victim(host, do="apply", at=None, every=False, confirm=0, timeout=60, check=
 def unfinished(host):
     listed = host.run(["find", "/var/lib/iptlive/journal", "-name", "*.json"], check=False).stdout.split()
     entries = [json.loads(host.read(path)) for path in listed]
-    return [entry for entry in entries if entry["state"] in ("open", "pending", "taking_back")]
+    return [entry for entry in entries if entry["state"] in ("open", "pending", "rolling_back")]
 
 
 def apply(host):
@@ -78,7 +78,7 @@ class World:
         return now
 
     def assert_finished(self, answer, interrupted):
-        """The next run ended as intended, told the truth, left nothing open, and can be taken back."""
+        """The next run ended as intended, told the truth, left nothing open, and can be rolled back."""
         assert tables(self.host) == self.new
         assert [entry["id"] for entry in interrupted if entry["id"] not in str(answer["warnings"])] == []
         assert unfinished(self.host) == []

@@ -80,7 +80,7 @@ def test_report_in_batches_and_as_a_table(mixed):
     assert re.match(r"m1 +in sync", lines[0])
     assert re.match(r"m2 +changes +1 change", lines[1])
     assert re.match(r"m3 +refused", lines[2])
-    assert "cure: " in table
+    assert "fix: " in table
     assert lines[-1] == "4 hosts: 1 in sync, 1 changes, 1 refused, 1 error"
 
 

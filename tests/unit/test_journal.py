@@ -7,8 +7,7 @@ import sys
 
 import _iptlive_journal as journal
 import pytest
-from _iptlive_model import Chain, HostError
-from _iptlive_plan import ChainPlan, Edit
+from _iptlive_model import Chain, ChainPlan, Edit, HostError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,9 +1,9 @@
 """Options: what is accepted, what is refused and how it is said, and whose setting counts for a chain."""
 
 import pytest
-from _iptlive_model import BUILTIN, FAMILIES, InputError
+from _iptlive_family import FAMILIES
+from _iptlive_model import BUILTIN, Choices, InputError
 from _iptlive_options import Options, parse
-from _iptlive_plan import Choices
 from hypothesis import given
 from hypothesis import strategies as st
 

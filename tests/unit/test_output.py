@@ -96,7 +96,7 @@ def test_a_refusal_shows_what_is_in_the_way_and_the_cure(listed, count):
         *[f"           fail2ban     -s 192.0.2.{number}/32 -j DROP" for number in range(6)],
         f"                        ... {count - 6} more foreign rules ...",
         "    the rule of line 9 has no safe place",
-        "    cure: set 'placement: before'",
+        "    fix: set 'placement: before'",
     ]
 
 
@@ -115,7 +115,7 @@ def test_a_refusal_shows_what_is_in_the_way_and_the_cure(listed, count):
             },
             "1 change made; to be confirmed within 42 seconds (iptlive.confirm 7-1)",
         ),
-        ({"confirm": {"state": "taken_back", "reason": "the master did not answer"}}, "taken back: the master did"),
+        ({"confirm": {"state": "rolled_back", "reason": "the master did not answer"}}, "rolled back: the master did"),
     ],
 )
 def test_headlines(parts, headline):

@@ -1,7 +1,7 @@
 """Chains in which a few rules repeat and stand in any order: what every plan keeps, under all options."""
 
-from _iptlive_model import Chain
-from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from _iptlive_model import Chain, Choices, Line, StoredState
+from _iptlive_plan import plan_chain
 from chain_properties import check_refused, check_updated
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

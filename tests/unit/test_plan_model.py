@@ -5,8 +5,8 @@ from collections import Counter
 import _iptlive_align
 import plan_model as model
 from _iptlive_align import align
-from _iptlive_model import Chain
-from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from _iptlive_model import Chain, Choices, Line, StoredState
+from _iptlive_plan import plan_chain
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

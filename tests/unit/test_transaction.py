@@ -2,8 +2,8 @@
 
 import pytest
 from _iptlive_journal import Step
-from _iptlive_model import Chain
-from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from _iptlive_model import Chain, Choices, Line, StoredState
+from _iptlive_plan import plan_chain
 from _iptlive_transaction import _slipped, stands
 
 

@@ -3,7 +3,7 @@
 #     salt-run state.orchestrate iptlive.orch.rollout pillar='{rollout: {target: "web*", batch: 10%}}'
 #
 # The report fails when a host refuses, has an error or does not answer; hosts that only have changes to make are what
-# the rollout is for. Each host takes its update back unless it can reach the master again within 60 seconds.
+# the rollout is for. Each host rolls its update back unless it can reach the master again within 60 seconds.
 
 iptlive is fit to be applied everywhere:
   salt.runner:

@@ -2,7 +2,7 @@
 
 import struct
 
-from _iptlive_native import Plain
+from _iptlive_expressions import Plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,7 +1,7 @@
 """Which stored lines may share a marker on their way through the throw-away namespace."""
 
 from _iptlive_rules import options, quotes_closed, words
-from _iptlive_scratch import became, becomes_one, to_commit
+from _iptlive_spelling import became, becomes_one, to_commit
 from _iptlive_stored import parse
 from hypothesis import given
 from hypothesis import strategies as st

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-import _iptlive_neighbours as neighbours
 import _iptlive_owners as owners
-from _iptlive_model import Chain
-from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from _iptlive_excerpt import MOST_LINES, Changed, around
+from _iptlive_model import Chain, Choices, Line, StoredState
+from _iptlive_plan import lines_of, plan_chain
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,14 +26,14 @@ def pictures(stored, deletes, kernel):
     """The chain's plan, and what is shown around it."""
     state = stored_state(stored, deletes)
     plan = plan_chain("IPv4/filter/FORWARD", state, Chain("DROP", tuple(kernel)), ANY)
-    part = neighbours.Changed("ipv4", "filter", "FORWARD", state, plan)
-    return plan, neighbours.around([part], KNOWN).get("IPv4/filter/FORWARD", [])
+    part = Changed("ipv4", "filter", "FORWARD", state, plan)
+    return plan, around([part], KNOWN).get("IPv4/filter/FORWARD", [])
 
 
 @given(RULES, RULES, DELETES)
 def test_a_rule_is_foreign_when_no_stored_line_is_left_for_it(stored, kernel, deletes):
     stored = [rule for rule in stored if rule not in deletes]
-    lines = neighbours.lines_of(stored_state(stored, deletes), kernel)
+    lines = lines_of(stored_state(stored, deletes), kernel)
     foreign = Counter(kernel) - Counter(stored)
     for rule in deletes:
         foreign.pop(rule, None)
@@ -76,4 +76,4 @@ def test_a_long_run_of_foreign_rules_is_counted():
 def test_thousands_of_changes_are_cut_to_a_hundred_lines():
     stored = [f"-j S{number}" for number in range(5000)]
     _, hunks = pictures(stored, (), stored[::2])
-    assert 90 < sum(map(len, hunks)) <= neighbours.MOST_LINES
+    assert 90 < sum(map(len, hunks)) <= MOST_LINES

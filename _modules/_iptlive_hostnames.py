@@ -9,6 +9,7 @@ import re
 import socket
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Set
 
+from _iptlive_family import FAMILIES
 from _iptlive_model import HostError
 from _iptlive_rules import Option, options, other_family
 from _iptlive_stored import StoredFile, StoredRule
@@ -23,7 +24,6 @@ _MAYBE = re.compile(r"-(?:(?<!--)[sd]|-(?:{}))".format("|".join(name[2:] for nam
                     + r"[\s=\"]*(?:\S*,)?[^\s,:/\"]*[A-Za-z_][^\s,:/\"]*(?=[\s,/\"]|\Z)")  # fmt: skip
 _NUMERIC = re.compile(r"[\d.]*\Z|.*:", re.DOTALL)  # of either family: iptables tells what is wrong with them
 _NO_MASK = re.compile(r"0+(?:\.0+)*\Z")
-_FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 NETWORKS = "/etc/networks"
 
 
@@ -60,6 +60,7 @@ class _Resolver:
     def __init__(self, stored: StoredFile):
         self._path = stored.path
         self._family = stored.family
+        self._number = FAMILIES[stored.family].number
         self._known: Dict[str, List[str]] = {}
         self._networks: Optional[Set[str]] = None
         self.lines: Set[int] = set()
@@ -120,7 +121,7 @@ class _Resolver:
         if name not in self._known:
             try:
                 # The very question that iptables asks.
-                answers = socket.getaddrinfo(name.encode(), None, _FAMILY[self._family], socket.SOCK_RAW)
+                answers = socket.getaddrinfo(name.encode(), None, self._number, socket.SOCK_RAW)
             except (socket.gaierror, UnicodeError) as err:
                 why = err.strerror if isinstance(err, socket.gaierror) else "no host can have such a name"
                 raise HostError(
@@ -128,6 +129,6 @@ class _Resolver:
                     "write the address, or put the name into /etc/hosts; nothing was changed"
                 ) from err
             # The resolver may turn the order at each question; the rules of one line must not move for that.
-            packed = {socket.inet_pton(_FAMILY[self._family], answer[4][0].partition("%")[0]) for answer in answers}
-            self._known[name] = [socket.inet_ntop(_FAMILY[self._family], address) for address in sorted(packed)]
+            packed = {socket.inet_pton(self._number, answer[4][0].partition("%")[0]) for answer in answers}
+            self._known[name] = [socket.inet_ntop(self._number, address) for address in sorted(packed)]
         return self._known[name]

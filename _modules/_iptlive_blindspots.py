@@ -4,13 +4,15 @@ import shutil
 from collections import Counter, defaultdict
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
-import _iptlive_native as native
+import _iptlive_expressions as expressions
 import _iptlive_netlink as netlink
-from _iptlive_kernel import COMMANDS, LEGACY_TABLES, SEARCH_PATH, Tools, message, read_chains, run
-from _iptlive_model import BUILTIN, FAMILIES, HostError, Table, chain_key
-from _iptlive_plan import Refusal, StoredState
+from _iptlive_family import FAMILIES, label
+from _iptlive_kernel import read_chains
+from _iptlive_model import BUILTIN, HostError, Refusal, StoredState, Table, chain_key
+from _iptlive_programs import SEARCH_PATH, Tools, message, run
 from _iptlive_rules import parse_save
-from _iptlive_scratch import names_object
+from _iptlive_sandbox import Sandbox
+from _iptlive_spelling import names_object
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _CHANGED = "the rules changed while they were being read; they were not checked for nftables' own"
@@ -27,16 +29,16 @@ def elsewhere(tools: Tools) -> List[str]:
 
 def _legacy_rules(tools: Tools) -> List[str]:
     try:
-        with open(LEGACY_TABLES[tools.family], encoding="ascii") as listing:
+        with open(FAMILIES[tools.family].legacy_tables, encoding="ascii") as listing:
             names = listing.read().split()
     except FileNotFoundError:
         return []
     if not names:
         return []
-    program = f"{COMMANDS[tools.family]}-legacy-save"
+    program = f"{FAMILIES[tools.family].command}-legacy-save"
     if shutil.which(program, path=SEARCH_PATH) is None:
         return [
-            f"{FAMILIES[tools.family]}: the kernel has legacy tables ({', '.join(sorted(names))}) beside those of nft, "
+            f"{label(tools.family)}: the kernel has legacy tables ({', '.join(sorted(names))}) beside those of nft, "
             f"and '{program}' is not installed to tell whether they hold rules"
         ]
     # This one reads the tables that there are; 'iptables-legacy -S' would make one.
@@ -50,7 +52,7 @@ def _legacy_rules(tools: Tools) -> List[str]:
 
 
 def _nft_tables(tools: Tools) -> List[str]:
-    family = netlink.FAMILIES[tools.family]
+    family = FAMILIES[tools.family].number
     hooks: Dict[Tuple[int, str], List[netlink.Base]] = defaultdict(list)
     try:
         # There may be very many chains and rules in the tables that iptables itself reads: they are not asked for.
@@ -62,7 +64,9 @@ def _nft_tables(tools: Tools) -> List[str]:
         return []  # no nf_tables in this kernel
     held = {key: sum(chain.rules + chain.drops for chain in chains) for key, chains in hooks.items()}
     own = Counter({table: held[kind, table] for kind, table in held if kind == family and table in BUILTIN})
-    warnings = _beside(tools, "nft", own, f"{COMMANDS[tools.family]}-nft-save") if tools.backend == "legacy" else []
+    warnings = []
+    if tools.backend == "legacy":
+        warnings = _beside(tools, "nft", own, f"{FAMILIES[tools.family].command}-nft-save")
     for kind, table in sorted(hooks):
         if held[kind, table] and not (kind == family and table in BUILTIN):
             warnings.append(_native_table(_FAMILY_WORDS[kind], table, hooks[kind, table]))
@@ -70,7 +74,7 @@ def _nft_tables(tools: Tools) -> List[str]:
 
 
 def _is_read(tools: Tools, family: int, table: str) -> bool:
-    return tools.backend == "nft" and family == netlink.FAMILIES[tools.family] and table in BUILTIN
+    return tools.backend == "nft" and family == FAMILIES[tools.family].number and table in BUILTIN
 
 
 def _native_table(family: str, table: str, chains: Sequence[netlink.Base]) -> str:
@@ -86,7 +90,7 @@ def _beside(tools: Tools, backend: str, held: Counter, program: str) -> List[str
     if not found:
         return []
     return [
-        f"{FAMILIES[tools.family]}: the {backend} backend holds rules or policies too ({found}); packets pass both, "
+        f"{label(tools.family)}: the {backend} backend holds rules or policies too ({found}); packets pass both, "
         f"and only those of {tools.backend} are looked at here. See '{program}', and remove one of the two"
     ]
 
@@ -101,13 +105,13 @@ class _Suspect(NamedTuple):
     rule: netlink.Rule
 
 
-def misprinted(scratch, tools: Tools, live: Dict[str, Table], states: States) -> Tuple[States, List[str]]:
+def misprinted(sandbox: Sandbox, tools: Tools, live: Dict[str, Table], states: States) -> Tuple[States, List[str]]:
     """The states with a refusal where a misprinted rule reads like a stored one, and a warning about any other."""
     if tools.backend != "nft":
         return states, []
     suspects, warnings = _suspects(tools, live, states)
     refused = {table: dict(chains) for table, chains in states.items()}
-    for suspect in _unchanged(tools, live, _proved(scratch, tools, suspects, warnings), warnings):
+    for suspect in _unchanged(tools, live, _proved(sandbox, tools, suspects, warnings), warnings):
         key = chain_key(tools.family, suspect.table, suspect.chain)
         state = refused[suspect.table][suspect.chain]
         lines = tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
@@ -132,25 +136,25 @@ def _unchanged(tools: Tools, live: Dict[str, Table], proved: Sequence[_Suspect],
         if now.get(suspect.table, {}).get(suspect.chain) == live[suspect.table][suspect.chain]
     ]
     if len(same) < len(proved):
-        warnings.append(f"{FAMILIES[tools.family]}: {_CHANGED}")
+        warnings.append(f"{label(tools.family)}: {_CHANGED}")
     return same
 
 
-def _proved(scratch, tools: Tools, suspects: Sequence[_Suspect], warnings) -> List[_Suspect]:
+def _proved(sandbox: Sandbox, tools: Tools, suspects: Sequence[_Suspect], warnings) -> List[_Suspect]:
     """Those whose printed text, written by iptables, is another rule."""
-    checked = [suspect for suspect in suspects if scratch.can_load and not names_object(suspect.text)]
+    checked = [suspect for suspect in suspects if sandbox.can_load and not names_object(suspect.text)]
     if len(checked) < len(suspects):
         warnings.append(
-            f"{FAMILIES[tools.family]}: {len(suspects) - len(checked)} rules of the kernel could not be checked for "
+            f"{label(tools.family)}: {len(suspects) - len(checked)} rules of the kernel could not be checked for "
             "being what they are printed as"
         )
     proved = []
     for table in dict.fromkeys(suspect.table for suspect in checked):
         here = [suspect for suspect in checked if suspect.table == table]
-        chains = sorted({chain for suspect in here for chain in native.jumps(suspect.rule)})
-        written = scratch.written(tools, table, [suspect.text for suspect in here], chains)
+        chains = sorted({chain for suspect in here for chain in expressions.jumps(suspect.rule)})
+        written = sandbox.written(tools, table, [suspect.text for suspect in here], chains)
         proved += [
-            suspect for suspect, rule in zip(here, written) if rule is None or not native.same(rule, suspect.rule)
+            suspect for suspect, rule in zip(here, written) if rule is None or not expressions.same(rule, suspect.rule)
         ]
     return proved
 
@@ -162,14 +166,14 @@ def _refusal(what: str, suspect: _Suspect) -> Refusal:
 
 def _suspects(tools: Tools, live: Dict[str, Table], states: States) -> Tuple[List[_Suspect], List[str]]:
     found, warnings = [], []
-    plain = native.Plain(tools.family, tools.version)
+    plain = expressions.Plain(tools.family, tools.version)
     for table, chains in states.items():
         for chain in chains:
             printed = live[table][chain].rules if chain in live.get(table, {}) else ()
             if not printed:
                 continue
             try:
-                rules = netlink.expressions(netlink.FAMILIES[tools.family], table, chain)
+                rules = netlink.expressions(FAMILIES[tools.family].number, table, chain)
             except netlink.NoAnswerError as err:
                 warnings.append(f"{chain_key(tools.family, table, chain)}: not checked for nftables' own rules ({err})")
                 continue

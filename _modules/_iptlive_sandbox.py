@@ -1,8 +1,8 @@
-"""Stored rules in the kernel's own spelling: loaded into a throw-away network namespace and read back.
+"""Sandboxes: places where rules are loaded and read back without being in force.
 
-Nothing of the live firewall is touched, and what the kernel would refuse is refused here, with the line's number.
-Where no such namespace can be made, and for rules that name an object of the live host, the rules are listed inside a
-restore that fails on purpose: the same text, without the kernel's opinion.
+The best is a throw-away network namespace: nothing of the live firewall is touched, and what the kernel would refuse is
+refused here, with the line's number. Where none can be made, and for rules that name an object of the live host, the
+rules are listed inside a restore that fails on purpose: the same text, without the kernel's opinion.
 """
 
 import contextlib
@@ -10,61 +10,28 @@ import os
 import re
 import subprocess
 import sys
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-import _iptlive_hosts as hosts
 import _iptlive_netlink as netlink
-import _iptlive_references as references
-import _iptlive_scratch as texts
-from _iptlive_kernel import Done, Tools, environment, listing, message, present, run
-from _iptlive_model import BUILTIN, FAMILIES, HostError, Table
+import _iptlive_spelling as spelling
+from _iptlive_family import FAMILIES, label
+from _iptlive_kernel import listing, present
+from _iptlive_model import BUILTIN, HostError, Table
 from _iptlive_netlink import Rule
-from _iptlive_plan import StoredState
+from _iptlive_programs import Done, Tools, environment, message, run
 from _iptlive_rules import parse_lists, sets
-from _iptlive_scratch import Texts
+from _iptlive_spelling import Texts
 from _iptlive_stored import StoredFile, StoredRule
 
 _ERROR_LINE = re.compile(r"(?:Error occurred at line: |^line |: line )(\d+)", re.MULTILINE)
 _NO_MODULE = re.compile(r"Extension (\S+) revision \d+ not supported")
 _NOT_INSTALLED = "There is no {} '{}' on this host: correct the name, or install the extension"
-_CURES = (
+_FIXES = (
     (re.compile(r"Couldn't load (match) `([^']+)'"), _NOT_INSTALLED),
     (re.compile(r"Couldn't load (target) `([^']+)'"), _NOT_INSTALLED),
     (re.compile(r"host/network `([^']+)' not found"), "No address is known for '{}': correct it, or write the address"),
     (_NO_MODULE, "This kernel has no '{}': load or install its module"),
 )
-
-
-class Canonical(NamedTuple):
-    """The stored chains in the kernel's spelling, by table and chain."""
-
-    states: Dict[str, Dict[str, StoredState]]
-    warnings: Tuple[str, ...]
-
-
-def canonical(
-    scratch: "Scratch", tools: Tools, stored: StoredFile, live: Dict[str, Table], jumps: Mapping[str, Set[str]]
-) -> Canonical:
-    """``jumps``: what the rules of each table jump to without declaring it.
-
-    Raises HostError naming file, line and the program's message for the first rule that is not accepted.
-    """
-    resolved = hosts.resolve(stored)
-    stored = resolved.stored
-    host = references.Host(existing_sets, lambda name: scratch.is_target(tools, name))
-    found = references.check(stored, live, jumps, host)
-    spelled = scratch.spell(Task(tools, found.usable, live), found.sets)
-    spelling = texts.Spelling(spelled, found.refusals, resolved.lines)
-    caveats = [f"{FAMILIES[tools.family]}: {scratch.caveat}"] if scratch.caveat else []
-    return Canonical(texts.states(stored, spelling, live), tuple(resolved.warnings + caveats))
-
-
-def existing_sets() -> Set[str]:
-    """The names of the live ipsets."""
-    done = run(["ipset", "list", "-n"])
-    if done.status:
-        raise HostError(f"ipset list: {message(done.err)}")
-    return set(done.out.split())
 
 
 class Task(NamedTuple):
@@ -78,7 +45,7 @@ class Task(NamedTuple):
         return self._replace(stored=self.stored.only(keep))
 
 
-class Scratch:
+class Sandbox:
     """A place where rules can be read without being in force; this one can only list and discard."""
 
     kind = "dry run"
@@ -99,14 +66,14 @@ class Scratch:
         there = present(tools, BUILTIN)
         if not there:
             raise HostError(
-                f"{FAMILIES[tools.family]}: the kernel has no table yet, and without a throw-away network namespace "
+                f"{label(tools.family)}: the kernel has no table yet, and without a throw-away network namespace "
                 f"rules cannot be read without creating one. Create it: '{tools.command} -t filter -S'"
             )
         return there[0]
 
     def is_target(self, tools: Tools, name: str) -> bool:
         """Whether iptables has a target of that name: no chain may be called like one."""
-        text = f"*{self._bench(tools)}\n-N {name}\n-D {texts.NOWHERE} 1\nCOMMIT\n"
+        text = f"*{self._bench(tools)}\n-N {name}\n-D {spelling.NOWHERE} 1\nCOMMIT\n"
         return "clash with target name" in self.run([tools.restore, "--noflush"], text).err
 
     def spell(self, task: Task, known_sets: Set[str]) -> Texts:
@@ -117,22 +84,22 @@ class Scratch:
         tools = task.tools
         if not task.stored.texts():
             return {}
-        load = texts.to_discard(self._bench(tools), task.stored, task.live)
+        load = spelling.to_discard(self._bench(tools), task.stored, task.live)
         done = self.run([tools.restore, "--noflush"], load.text)
         if not done.out.endswith("\n") or load.marker.format(next(reversed(load.runs))) not in done.out:
             raise self._refused(task, load, done)
         for name in _NO_MODULE.findall(done.err):
             # The one opinion of the kernel's that can be had this way.
-            raise _refusal(task, next(rule for rule in load.origin.values() if texts.uses(rule.spec, name)), done)
-        return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
+            raise _refusal(task, next(rule for rule in load.origin.values() if spelling.uses(rule.spec, name)), done)
+        return spelling.became(load, [chain.rules for _, chain in parse_lists(done.out)])
 
-    def _refused(self, task: Task, load: texts.Load, done: Done) -> HostError:
+    def _refused(self, task: Task, load: spelling.Load, done: Done) -> HostError:
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
         rule = next((load.origin[number] for number in numbers if number in load.origin), None)
         return _refusal(task, rule, done)
 
 
-class Namespace(Scratch):
+class Namespace(Sandbox):
     """A throw-away network namespace, held by a ``cat`` that ends with its standard input."""
 
     kind = "namespace"
@@ -163,10 +130,10 @@ class Namespace(Scratch):
 
     def spell(self, task: Task, known_sets: Set[str]) -> Texts:
         self._make_sets(known_sets)
-        if not texts.may_name_objects("\n".join(task.stored.texts())):
+        if not spelling.may_name_objects("\n".join(task.stored.texts())):
             return self._committed(task)
-        with_object = task.only(lambda rule: texts.names_object(rule.spec))
-        others = task.only(lambda rule: not texts.names_object(rule.spec))
+        with_object = task.only(lambda rule: spelling.names_object(rule.spec))
+        others = task.only(lambda rule: not spelling.names_object(rule.spec))
         return {**self._committed(others), **self._discarded(with_object)}
 
     def _make_sets(self, names: Iterable[str]) -> None:
@@ -178,23 +145,23 @@ class Namespace(Scratch):
                 raise HostError(f"ipset restore in the throw-away namespace: {message(done.err)}")
 
     def _committed(self, task: Task) -> Texts:
-        load = texts.to_commit(task.stored, task.live)
+        load = spelling.to_commit(task.stored, task.live)
         # One program loads, commits, then names the tables anew, which makes it read them from the kernel, and lists.
         done = self.run([task.tools.restore, "--noflush"], load.text + listing(load.chains))
         if done.status:
             raise self._not_loaded(task, load, done)
-        return texts.became(load, [chain.rules for _, chain in parse_lists(done.out)])
+        return spelling.became(load, [chain.rules for _, chain in parse_lists(done.out)])
 
     def written(self, tools: Tools, table: str, printed: Sequence[str], chains: Iterable[str]) -> List[Optional[Rule]]:
         """What iptables writes into the kernel for rules as they are printed; None for one that it does not take."""
         self._make_sets({name for rule in printed for name in sets(rule)})
-        start = ["*" + table] + [f":{chain} - [0:0]" for chain in list(chains) + [texts.BENCH]]
+        start = ["*" + table] + [f":{chain} - [0:0]" for chain in list(chains) + [spelling.BENCH]]
 
         def load(rules: Sequence[str]) -> Optional[List[Rule]]:
-            lines = [f"-A {texts.BENCH} {rule}".rstrip(" ") for rule in rules]
+            lines = [f"-A {spelling.BENCH} {rule}".rstrip(" ") for rule in rules]
             if self.run([tools.restore, "--noflush"], "\n".join(start + lines + ["COMMIT", ""])).status:
                 return None
-            dump = [sys.executable, "-I", netlink.__file__, tools.family, table, texts.BENCH]
+            dump = [sys.executable, "-I", netlink.__file__, str(FAMILIES[tools.family].number), table, spelling.BENCH]
             done = self.run(dump)
             if done.status:
                 raise HostError(f"{' '.join(dump)}: {message(done.err)}")
@@ -205,7 +172,7 @@ class Namespace(Scratch):
             return [one[0] if one and len(one) == 1 else None for one in ([load([rule]) for rule in printed])]
         return list(found)
 
-    def _not_loaded(self, task: Task, load: texts.Load, done: Done) -> HostError:
+    def _not_loaded(self, task: Task, load: spelling.Load, done: Done) -> HostError:
         """A refusal at COMMIT names no rule: find the shortest beginning of the file that is refused."""
         numbers = [int(number) for number in _ERROR_LINE.findall(done.err)]
         if any(number in load.origin for number in numbers):
@@ -215,7 +182,7 @@ class Namespace(Scratch):
 
         def attempt(count: int) -> Done:
             beginning = task.stored.only(lambda rule: count > 0 and rule.line <= rules[count - 1].line)
-            return self.run([task.tools.restore], texts.to_commit(beginning, task.live).text)
+            return self.run([task.tools.restore], spelling.to_commit(beginning, task.live).text)
 
         if attempt(0).status:
             return _refusal(task, None, done)
@@ -257,39 +224,39 @@ class UserNamespace(Namespace):
 
 
 @contextlib.contextmanager
-def open_scratch() -> Iterator[Scratch]:
+def open_sandbox() -> Iterator[Sandbox]:
     """The best of the three that this host allows."""
-    scratch, why = None, ""
+    sandbox, why = None, ""
     for kind in (Namespace, UserNamespace):
         try:
-            scratch = kind()
+            sandbox = kind()
             break
         except (HostError, OSError) as err:
             why = str(err)
-    if scratch is None:
-        scratch = Scratch()
-        scratch.caveat = (
+    if sandbox is None:
+        sandbox = Sandbox()
+        sandbox.caveat = (
             f"no throw-away network namespace can be made here ({why}), so the stored rules were read but not "
             "tried; what the kernel would refuse shows only when they are applied"
         )
     try:
-        yield scratch
+        yield sandbox
     finally:
-        scratch.close()
+        sandbox.close()
 
 
 def _refusal(task: Task, rule: Optional[StoredRule], done: Done) -> HostError:
     where = f"{task.stored.path}, line {rule.line}" if rule else task.stored.path
     what = f" the rule '-A {rule.chain} {rule.spec}'" if rule else " it"
     program = os.path.basename(task.tools.restore)
-    cure = (
+    fix = (
         "Correct the line"
         if rule
         else "No rule is to blame: see whether the kernel has these tables, and the chains' names"
     )
-    for pattern, sentence in _CURES:
+    for pattern, sentence in _FIXES:
         found = pattern.search(done.err)
         if found:
-            cure = sentence.format(*found.groups())
+            fix = sentence.format(*found.groups())
             break
-    return HostError(f"{where}: {program} refuses{what}: {message(done.err).rstrip('.')}. {cure}; nothing was changed")
+    return HostError(f"{where}: {program} refuses{what}: {message(done.err).rstrip('.')}. {fix}; nothing was changed")

@@ -1,8 +1,8 @@
-"""Taking an update back: exactly what was done, and nothing that others have done since."""
+"""Rolling an update back: exactly what was done, and nothing that others have done since."""
 
-from _iptlive_inverse import plan_inverse
-from _iptlive_model import Chain
-from _iptlive_plan import Choices, Line, StoredState, plan_chain
+from _iptlive_model import Chain, Choices, Line, StoredState
+from _iptlive_plan import plan_chain
+from _iptlive_undo import plan_inverse
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_model import carried_out, is_subsequence

@@ -9,14 +9,13 @@ import re
 from collections import defaultdict
 from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
-from _iptlive_model import BUILTIN, HostError, Table, is_builtin
-from _iptlive_plan import Line, Refusal, StoredState
+from _iptlive_model import BUILTIN, HostError, Line, Refusal, StoredState, Table, is_builtin
 from _iptlive_rules import TARGET_OPTIONS, options, targets
 from _iptlive_stored import StoredFile, StoredRule
 
 BENCH = "iptlive-bench"
 GOING = "iptlive-going"  # what is to be deleted
-NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and takes back all that stands above it
+NOWHERE = "iptlive-nowhere"  # no such chain: a command for it fails, and rolls back all that stands above it
 
 # Objects that a throw-away namespace does not hold, or that are one for the whole machine: loading IDLETIMER there
 # sets the live timer of that label.
@@ -141,7 +140,7 @@ def to_commit(stored: StoredFile, live: Dict[str, Table]) -> Load:
 
 
 def to_discard(bench: str, stored: StoredFile, live: Dict[str, Table]) -> Load:
-    """To be listed and taken back by a deliberate failure: nothing of it reaches the kernel.
+    """To be listed and rolled back by a deliberate failure: nothing of it reaches the kernel.
 
     The table ``bench`` is only where they are read: a rule reads the same in every table and chain. What a rule jumps
     to, however, must not be listed before it is committed (the legacy program ends there); it is cut off and put back

@@ -1,4 +1,4 @@
-"""A carried-out plan to the plan that takes it back, anchored in the chain as it is now.
+"""A carried-out plan to the plan that rolls it back, anchored in the chain as it is now.
 
 Not a return to an old dump: what others have written since then stays. Rules that the plan inserted are deleted, rules
 that it deleted come back between the neighbours they had, as far as those still stand there. Where no former rule is
@@ -9,8 +9,8 @@ the chain: there the former rules overrule nobody, and what they let in is let i
 from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
-from _iptlive_model import Chain, is_builtin
-from _iptlive_plan import ChainPlan, Edit, Line, Placer, Refusal, numbered
+from _iptlive_model import Chain, ChainPlan, Edit, Line, Refusal, is_builtin
+from _iptlive_plan import Placer, numbered
 
 
 class _Trace(NamedTuple):
@@ -61,7 +61,7 @@ def _deleted(name: str, rules: Iterable[str]) -> str:
 
 
 def _refuse(name: str, refusal: Refusal) -> Refusal:
-    """In the words of who takes back: nobody has a stored file before him."""
+    """In the words of who rolls back: nobody has a stored file before him."""
     message = _deleted(name, refusal.rules) + ", and cannot put it back: "
     if refusal.reason == "no_anchor":
         message += "no rule that stood there before is left to tell its place"

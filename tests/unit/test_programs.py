@@ -6,7 +6,7 @@ import select
 import tempfile
 import threading
 
-import _iptlive_kernel as kernel
+import _iptlive_programs as programs
 import pytest
 from _iptlive_model import HostError
 
@@ -28,37 +28,37 @@ def refuse(name):
 @pytest.mark.parametrize("own_lock", [False, True])
 def test_all_that_is_said_comes_back(own_lock):
     text = "a line of some length, and \udcff\n" * 50000
-    done = kernel.run(["sh", "-c", "tee /dev/stderr; exit 3"], text, own_lock)
+    done = programs.run(["sh", "-c", "tee /dev/stderr; exit 3"], text, own_lock)
     assert done == (3, text, text)
 
 
 def test_a_lock_of_its_own_can_be_opened_and_locked():
-    done = kernel.run(["sh", "-c", 'exec 9<"$XTABLES_LOCKFILE"; flock -n 9 && cat'], "input", own_lock=True)
+    done = programs.run(["sh", "-c", 'exec 9<"$XTABLES_LOCKFILE"; flock -n 9 && cat'], "input", own_lock=True)
     assert done == (0, "input", "")
 
 
 def test_a_program_that_does_not_end_is_ended(monkeypatch):
     """Also one that goes on talking meanwhile."""
-    monkeypatch.setattr(kernel, "TIMEOUT", 0.5)
+    monkeypatch.setattr(programs, "TIMEOUT", 0.5)
     before = children()
     for script in ("exec sleep 60", "while :; do echo x >&2; sleep 0.1; done", "exec >&- 2>&-; exec sleep 60"):
         with pytest.raises(HostError, match="did not end within 0.5 seconds"):
-            kernel.run(["sh", "-c", script])
+            programs.run(["sh", "-c", script])
     assert children() <= before
 
 
 def test_what_cannot_be_run_is_named():
     with pytest.raises(HostError, match="the program 'no-such-program' is not installed"):
-        kernel.run(["no-such-program"])
+        programs.run(["no-such-program"])
     with pytest.raises(HostError, match="the program '/' cannot be run: Permission denied"):
-        kernel.run(["/"])
+        programs.run(["/"])
 
 
 def test_one_may_wait_for_years():
     reader, writer = os.pipe()
     os.write(writer, b"x")
     with os.fdopen(reader, "rb"), os.fdopen(writer, "wb"):
-        assert kernel._is_ready(reader, select.POLLIN, 10**9)
+        assert programs._is_ready(reader, select.POLLIN, 10**9)
 
 
 def test_many_open_files():
@@ -66,7 +66,7 @@ def test_many_open_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
-        assert kernel.run(["cat"], "input") == (0, "input", "")
+        assert programs.run(["cat"], "input") == (0, "input", "")
     finally:
         for file in held:
             os.close(file)
@@ -76,7 +76,7 @@ def test_many_open_files():
 def test_an_interrupt_of_the_terminal_reaches_the_program():
     """Otherwise those who type Ctrl-C would wait for it: the thread that runs it is waited for."""
     groups = []
-    runner = threading.Thread(target=lambda: groups.append(kernel.run(["sh", "-c", "ps -o pgid= $$"]).out))
+    runner = threading.Thread(target=lambda: groups.append(programs.run(["sh", "-c", "ps -o pgid= $$"]).out))
     runner.start()
     runner.join()
     assert int(groups[0]) == os.getpgrp()
