@@ -146,8 +146,8 @@ class Fleet:
             ssh_minion_opts={"wrapper_dirs": [str(REPO / "wrapper")]},
             roster_file=BASE + "/roster",
             roster_defaults={"priv": KEY, "timeout": 10},
-            **more,
         )
+        options.update(more)
         for minions_only in ("extension_modules", "file_client"):
             options.pop(minions_only)
         host.write(BASE + "/master", json.dumps(options))

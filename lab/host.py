@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 REPO = Path(__file__).resolve().parent.parent
 BACKENDS = ("nft", "legacy")
 SCRATCH = "/run/lab"
-FILE_ROOTS = [SCRATCH + "/checkout", SCRATCH + "/checkout/salt"]
+FILE_ROOTS = [SCRATCH + "/checkout/salt"]
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",

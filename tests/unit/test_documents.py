@@ -83,7 +83,7 @@ def test_every_execution_function_is_in_the_readme():
 def test_documents_name_only_what_exists(document):
     known = {name for path in FILES.values() for name in functions(path)}
     for name in re.findall(r"\biptlive\.([a-z_]+)\b(?!\.)", document.read_text()):
-        assert name in known | {"py", "sls", "json"}, name
+        assert name in known | {"py", "sls", "json", "git"}, name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

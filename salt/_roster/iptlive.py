@@ -1,0 +1,1 @@
+../../_roster/iptlive.py

@@ -1,0 +1,23 @@
+"""The folder ``salt/`` alone is what a file server gives out: a link for each module, and the state tree."""
+
+import os
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+ROOT = REPO / "salt"
+ANEW = "for f in _*/*.py; do ln -sf ../../$f salt/$f; done; find salt -xtype l -delete"
+
+
+def test_every_module_is_linked_one_by_one():
+    """One link a file, because gitfs follows no link to a folder."""
+    real = {path.relative_to(REPO) for path in REPO.glob("_*/*.py")}
+    linked = {path.relative_to(ROOT): os.readlink(str(path)) for path in ROOT.rglob("*") if path.is_symlink()}
+    assert linked == {path: f"../../{path}" for path in real}, f"to link them anew: {ANEW}"
+
+
+def test_nothing_else_is_served():
+    served = {path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.parts[0] for path in served} == {path.name for path in REPO.glob("_*/")} - {"__pycache__"} | {
+        "iptlive"
+    }
+    assert {path.suffix for path in served if path.parts[0] == "iptlive"} <= {".sls", ".jinja"}
