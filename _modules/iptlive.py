@@ -24,47 +24,56 @@ Options may be given as arguments; an option that is not given is taken from pil
 families
     Which families to manage. Default: ``[ipv4, ipv6]``.
 files
-    Per family a path, or a list of candidates of which exactly one must exist. Default: for ``ipv4``
+    Per family, a path or a list of candidates of which exactly one must exist. Default: for ``ipv4``
     ``/etc/iptables/rules.v4`` and ``/etc/sysconfig/iptables``, for ``ipv6`` ``/etc/iptables/rules.v6`` and
     ``/etc/sysconfig/ip6tables``.
 sources
-    Per family a ``salt://`` file, or a list of which the first that exists is taken, that is to become the stored
-    file: it is planned against first, and written (mode 0600) only when the kernel has accepted it. A refused plan
-    leaves both alone. Default: none, the host's own files count.
+    Per family, a ``salt://`` file, or a list whose first existing entry is taken, that becomes the stored file. It is
+    planned first, and written (mode 0600) only after the kernel has accepted it; a refused plan changes neither.
+    Default: none.
 template, context, defaults
-    How ``sources`` are rendered, as for ``file.managed``.
+    How to render ``sources``, as for ``file.managed``. Default: none.
 backup
-    ``minion``: keep a copy of the file that is replaced, as for ``file.managed``. Default: the minion's
+    ``minion`` keeps a copy of a stored file that is replaced, as for ``file.managed``. Default: the minion's
     ``backup_mode``.
 backend
-    ``auto`` (what the host's ``iptables`` command is), ``nft`` or ``legacy``. Default: ``auto``.
+    ``auto`` (whatever the host's ``iptables`` command is), ``nft`` or ``legacy``. Default: ``auto``.
 placement
-    Where rules go when foreign rules separate them from an anchor: ``refuse``; ``after``, right behind the anchor
-    above (where there is none above, in front of the one below); ``before``, the mirror image. Default: ``refuse``.
+    Where rules go when foreign rules separate them from an anchor: ``refuse`` the chain; ``after``, right behind the
+    anchor above (without one, in front of the anchor below); ``before``, the mirror image. Default: ``refuse``.
 reorder
-    ``True``: a stored rule that stands in the kernel in another order is moved (deleted and inserted in one
-    transaction) instead of refused. Default: ``False``.
+    ``true`` moves a stored rule that the kernel has in another order (a delete and an insert in one transaction)
+    instead of refusing the chain. Default: ``false``.
 duplicates
-    ``refuse``, or ``allow``: identical stored rules are aligned as a sequence. Default: ``refuse``.
+    ``refuse`` identical stored rules, or ``allow`` them, aligned as a sequence. Default: ``refuse``.
 policy
-    When a chain's policy differs: ``report`` (a warning), ``enforce`` (a change) or ``refuse``. Default: ``report``.
+    When a chain's policy differs: ``report`` it as a warning, ``enforce`` the stored one, or ``refuse`` the chain.
+    Default: ``report``.
 chains
-    Overrides per chain of ``placement``, ``reorder``, ``duplicates`` and ``policy``, by keys like
-    ``IPv4/filter/FORWARD``.
+    Overrides of ``placement``, ``reorder``, ``duplicates`` and ``policy`` for single chains, by keys like
+    ``IPv4/filter/FORWARD``. Default: none.
 owners
-    Programs whose rules are told apart, beside those that are known: per name their ``chains``, ``comments`` and
-    ``interfaces`` as shell patterns, see :py:func:`foreign`. They are names only; what is changed does not depend on
-    them. Default: none.
+    Programs to recognise besides the known ones: per name ``chains``, ``comments`` and ``interfaces`` as shell
+    patterns, see :py:func:`foreign`. They only name rules in results; no change depends on them. Default: none.
 partial
-    ``False``: a refused chain means that nothing at all is changed on this host. ``True``: the other chains go ahead.
-    Default: ``False``.
+    ``true`` updates the other chains when one is refused; ``false`` then changes nothing at all on this host.
+    Default: ``false``.
 wait
     Seconds to wait for the xtables lock and for a quiet ruleset. Default: ``10``.
 confirm
-    Seconds until an unconfirmed update rolls itself back; ``0``: it stays. Default: ``0``.
+    Seconds until an unconfirmed update rolls itself back; ``0`` keeps it. Default: ``0``.
 confirm_check
     What confirms by itself: ``master``, a new connection to the master (where there is none, as ``manual``); a list
     of ``host:port`` that must all be reachable; ``manual``, only :py:func:`confirm`. Default: ``master``.
+
+Only in pillar:
+
+enabled
+    ``false`` makes the state do nothing on this host, and say so. Default: ``true``.
+hosts
+    For the master: the roster ``iptlive``, in the fields of the original ``host-list.json``. Default: none.
+fingerprints
+    For the master: the host keys that the runner ``relearn_known_hosts`` may learn, by host. Default: none.
 """
 
 import contextlib

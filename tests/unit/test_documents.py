@@ -10,6 +10,8 @@ import documented
 import pytest
 import yaml
 
+from lab import optiondocs
+
 REPO = Path(__file__).resolve().parents[2]
 DOCUMENTS = documented.DOCUMENTS
 FILES = {
@@ -39,19 +41,17 @@ def face():
     return ast.get_docstring(tree), set(pillar_only)
 
 
-def test_options_are_the_same_everywhere():
-    readme = (REPO / "README.md").read_text()
-    table = "\n".join(re.findall(r"^\| (`[^|]*) \|", readme.split("## Options")[1].split("## ")[0], re.MULTILINE))
-    documented = set(re.findall(r"`(\w+)`", table))
-    example = yaml.safe_load((REPO / "pillar.example").read_text())["iptlive"]
-    docstring, pillar_only = face()
-    headings = re.findall(r"^(\w+(?:, \w+)*)\n    ", docstring, re.MULTILINE)
-    described = {name for heading in headings for name in heading.split(", ")}
-    options = set(_iptlive_options.Options._fields) - {"new_files"}
-    assert documented == options | PILLAR_ONLY
-    assert options | pillar_only >= set(example) >= options
-    assert described == options
-    assert _iptlive_options.parse({name: value for name, value in example.items() if name in options})
+def test_options_are_described_once():
+    """README and pillar.example are written from the docstring (./dev docs), which describes what is read."""
+    described = {name: option.pillar_only for option in optiondocs.options() for name in option.names}
+    read = set(_iptlive_options.Options._fields) - {"new_files"}
+    _, pillar_only = face()
+    assert described == {**dict.fromkeys(read, False), **dict.fromkeys(pillar_only, True)}
+    assert optiondocs.README.read_text() == optiondocs.readme()
+    assert optiondocs.EXAMPLE.read_text() == optiondocs.example()
+    example = yaml.safe_load(optiondocs.EXAMPLE.read_text())["iptlive"]
+    assert set(example) == set(described)
+    assert _iptlive_options.parse({name: value for name, value in example.items() if name in read})
 
 
 @pytest.mark.parametrize("name", ["enabled", "families", "files", "backend", "placement", "reorder", "wait", "confirm"])
