@@ -6,6 +6,7 @@ that share the beginning or the end of their names (KUBE-SVC-..., ..._fwd) are d
 
 import re
 from collections import Counter, defaultdict
+from html import escape
 from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from _iptlive_family import label
@@ -14,6 +15,7 @@ from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_rules import targets
 
 MOST_NODES = 24  # of one table that are drawn one by one
+LEGEND = 8  # entries in a row of the legend
 LEAST_FAMILY = 3  # chains that are worth being drawn as one
 NO_OWNER = ""
 
@@ -218,8 +220,7 @@ def dot(pictures: Sequence[Picture]) -> str:
     ]
     for number, part in enumerate(pictures):
         lines += _dot_table(part, number, colours)
-    lines += _dot_legend(colours)
-    return "\n".join(lines + ["}"]) + "\n"
+    return "\n".join([*lines, _dot_legend(colours), "}"]) + "\n"
 
 
 def _dot_table(part: Picture, number: int, colours: Dict[str, int]) -> List[str]:
@@ -239,15 +240,20 @@ def _dot_table(part: Picture, number: int, colours: Dict[str, int]) -> List[str]
     return lines + ["  }"]
 
 
-def _dot_legend(colours: Dict[str, int]) -> List[str]:
+def _dot_legend(colours: Dict[str, int]) -> str:
+    """What the colours mean, in lines below the picture: boxes of their own would take a third of it."""
     entries = [(owner, PALETTE[place], "#444444", 1) for owner, place in colours.items()]
-    entries += [("changes", "#ffffff", "#e08000", 2.5), ("refused", "#ffffff", "#cc0000", 2.5)]
-    lines = ["  subgraph cluster_legend {", '    label="legend"; style=dotted; color=gray;']
-    for at, (name, fill, border, width) in enumerate(entries):
-        lines.append(
-            f"    l{at} [label={_quoted(name)}, fillcolor={_quoted(fill)}, color={_quoted(border)}, penwidth={width}];"
-        )
-    return lines + ["  }"]
+    entries += [("changes", "#ffffff", "#e08000", 2), ("refused", "#ffffff", "#cc0000", 2)]
+    cells = [
+        f'<td bgcolor="{fill}" color="{border}" border="{width}">{escape(name)}</td>'
+        for name, fill, border, width in entries
+    ]
+    rows = ["".join(cells[at : at + LEGEND]) for at in range(0, len(cells), LEGEND)]
+    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        "  labelloc=b; labeljust=l; fontsize=10;\n"
+        f'  label=<<table border="0" cellspacing="4" cellpadding="4">{table}</table>>;'
+    )
 
 
 def _quoted(*lines: str) -> str:

@@ -11,7 +11,7 @@ Show what iptlive found and did
 
 Per chain the neighbourhood of each change is shown like a diff: what comes (``+``) and goes (``-``), the stored rules
 around it, which are its anchors, and the foreign rules in between, dimmed and with their owner. The number in front of
-a rule is its position in the chain. A refusal shows the rules in the way and what helps.
+a rule is its position in the chain as it will be. A refusal shows the rules in the way and what helps.
 
 There are colours on a terminal only (``--no-color`` and ``--force-color`` are honoured), and lines are broken to fit
 its width. Thousands of changes are summarised; ``--out=json`` has them all.
@@ -231,7 +231,7 @@ def _show_changes(page, steps, hunks):
             page.rule("*", "", _line(step), _whole_chain_step(step), color="YELLOW")
     if not hunks:
         for step in moves[:MOST_STEPS]:
-            _show_line(page, step)
+            _show_own(page, step, step["position"])
     for index, hunk in enumerate(hunks):
         if index:
             page.line("    :", color="DIM")
@@ -256,9 +256,13 @@ def _show_line(page, line):
     elif "owner" in line:
         page.rule(" ", line["position"], line["owner"], line["rule"], color="DIM")
     else:
-        sign = SIGNS.get(line.get("action"), " ")
-        color = {"+": "GREEN", "-": "RED"}.get(sign)
-        page.rule(sign, line["position"], _line(line), line["rule"], color=color)
+        # What goes has no place in the chain as it will be, which the other numbers are of.
+        _show_own(page, line, "" if line.get("action") == "delete" else line["position"])
+
+
+def _show_own(page, line, position):
+    sign = SIGNS.get(line.get("action"), " ")
+    page.rule(sign, position, _line(line), line["rule"], color={"+": "GREEN", "-": "RED"}.get(sign))
 
 
 def _show_refusal(page, chain, refusal):
@@ -333,7 +337,7 @@ def show_foreign(page, minion, chains):
         page.gap()
         page.line(f"{chain}   {_number(len(rules), 'rule')}", color="CYAN", indent=2)
         for rule in rules[:MOST_STEPS]:
-            color = "YELLOW" if rule["owner"] == "unknown" else "DIM"
+            color = "YELLOW" if rule["owner"] == "unknown" else None
             page.rule(" ", rule["position"], rule["owner"], rule["rule"], color=color)
         if len(rules) > MOST_STEPS:
             page.line(f"... {len(rules) - MOST_STEPS} more", indent=4)

@@ -5,6 +5,7 @@ A program on a terminal of a throw-away host, and what it printed as a picture.
 """
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -12,8 +13,10 @@ import struct
 import subprocess
 import sys
 import termios
-from html import escape
 from pathlib import Path
+
+from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich.text import Text
 
 from lab.docker import Docker, docker_rules
 from lab.fleet import BASE, PROGRAMS, Fleet
@@ -22,11 +25,8 @@ from lab.neighbours import Fail2ban, load_kube
 
 SALT_CALL = [Path(sys.executable).parent / "salt-call", "--local", "--config-dir=/run/lab/salt", "--log-level=quiet"]
 PATH = "/etc/iptables/rules.v4"
-SGR = re.compile(r"\x1b\[([0-9;]*)m")
-COLOURS = {31: "#e06c75", 32: "#98c379", 33: "#e5c07b", 34: "#61afef", 35: "#c678dd", 36: "#56b6c2"}
-PLAIN, BACKGROUND = "#d7dae0", "#1e2127"
-DIMMED = "#7f848e"
-FONT, LINE, COLUMN, MARGIN = 14, 19, 8.43, 14
+# Rich's own, but for a font from elsewhere.
+FRAME = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 MANUAL = """\
 *filter
@@ -66,35 +66,10 @@ def on_terminal(host, argv, columns):
 
 def svg(text, command):
     """A terminal's content as a picture; ``command`` is what was typed."""
-    lines = [[(PLAIN, "$ " + command)], *(_spans(line) for line in text.rstrip("\n").split("\n"))]
-    width = max(sum(len(part) for _, part in line) for line in lines) * COLUMN + 2 * MARGIN
-    height = len(lines) * LINE + 2 * MARGIN
-    body = []
-    for number, line in enumerate(lines, 1):
-        spans = "".join(f'<tspan fill="{colour}">{escape(part)}</tspan>' for colour, part in line)
-        body.append(f'<text x="{MARGIN}" y="{MARGIN + number * LINE - 5}" xml:space="preserve">{spans}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
-        f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="{FONT}">\n'
-        f'<rect width="100%" height="100%" rx="6" fill="{BACKGROUND}"/>\n' + "\n".join(body) + "\n</svg>\n"
-    )
-
-
-def _spans(line):
-    """(colour, text) of one line."""
-    spans, colour, at = [], PLAIN, 0
-    for found in SGR.finditer(line):
-        spans.append((colour, line[at : found.start()]))
-        colour = _colour([int(code or 0) for code in found.group(1).split(";")], colour)
-        at = found.end()
-    return [(colour, part) for colour, part in [*spans, (colour, line[at:])] if part]
-
-
-def _colour(codes, before):
-    if 2 in codes:
-        return DIMMED
-    named = [COLOURS.get(code) for code in codes if code in COLOURS]
-    return named[-1] if named else PLAIN if 0 in codes or 39 in codes else before
+    shown = Text.from_ansi(text.rstrip())
+    console = Console(record=True, width=max(map(len, shown.plain.splitlines())), file=io.StringIO())
+    console.print(shown)
+    return console.export_svg(title=f"$ {command}", code_format=FRAME)
 
 
 def screens(folder):

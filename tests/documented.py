@@ -15,6 +15,8 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple, Tuple
 
+from markdown_it import MarkdownIt
+
 REPO = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SOURCES = [
@@ -73,7 +75,7 @@ COMPLETED = {
     "salt-ssh --roster iptlive": "salt-ssh --roster iptlive '*' iptlive.plan",
     "salt-ssh --ssh-option ConnectTimeout=5": "salt-ssh --ssh-option ConnectTimeout=5 '*' iptlive.plan",
 }
-_FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
+_MARKDOWN = MarkdownIt().enable("table")
 _FUNCTION = re.compile(r"(iptlive|state)\.\w+")
 
 
@@ -106,49 +108,42 @@ def blocks():
 def written():
     """All texts as they stand there, those of the exceptions too."""
     return {one.text for block in _all_blocks() for one in block.commands} | {
-        span for document in DOCUMENTS for _, span in _spans(document.read_text(encoding="utf-8"))
+        content for document in DOCUMENTS for _, kind, content in _code(document) if kind == "span"
     }
 
 
 def _all_blocks():
     for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        here = document.relative_to(REPO).as_posix()
-        yield from sorted(_fenced(text, here) + _in_running_text(text, here), key=lambda block: _line(block.place))
+        for place, kind, content in _code(document):
+            if kind == "console":
+                yield Block(place, tuple(_commands(content)))
+            elif kind == "span" and content not in MENTIONED:
+                yield Block(place, (Command(f"salt-call {content}" if _FUNCTION.match(content) else content),))
     for source in SOURCES:
         yield from (Block(place, tuple(_commands(shown))) for place, shown in _in_docstrings(source, "bash"))
-
-
-def _line(place):
-    return int(place.rpartition(":")[2])
 
 
 def settings():
     """(place, YAML text) of all that is shown of it."""
     for document in DOCUMENTS:
-        for place, language, content in _fences(document.read_text(encoding="utf-8"), document.name):
-            if language == "yaml":
+        for place, kind, content in _code(document):
+            if kind == "yaml":
                 yield place, content
     for source in SOURCES:
         yield from _in_docstrings(source, "yaml")
 
 
-def _fences(text, here):
-    for fence in _FENCE.finditer(text):
-        language, content = fence.groups()
-        place = f"{here}:{_number(text, fence.start())}"
-        if language not in LANGUAGES:
-            raise ValueError(f"{place}: a block in {language!r}, none of {', '.join(sorted(LANGUAGES))}")
-        yield place, language, content
-
-
-def _fenced(text, here):
-    fences = _fences(text, here)
-    return [Block(place, tuple(_commands(content))) for place, language, content in fences if language == "console"]
-
-
-def _number(text, offset):
-    return text.count("\n", 0, offset) + 1
+def _code(document):
+    """(place, kind, text) of each block, where the kind is its language, and each ``span`` of several words."""
+    for token in _MARKDOWN.parse(document.read_text(encoding="utf-8")):
+        place = f"{document.relative_to(REPO).as_posix()}:{token.map[0] + 1}" if token.map else ""
+        if token.type in ("fence", "code_block"):  # the latter by indentation, which says not what it is
+            if token.info not in LANGUAGES:
+                raise ValueError(f"{place}: a block in {token.info!r}, none of {', '.join(sorted(LANGUAGES))}")
+            yield place, token.info, token.content
+        for child in token.children or ():
+            if child.type == "code_inline" and re.match(r"[a-z./][\w./-]* ", child.content):
+                yield place, "span", " ".join(child.content.split())
 
 
 def _commands(content):
@@ -169,27 +164,6 @@ def _runs(lines):
         else:
             runs[-1].append(line)
     return runs
-
-
-def _spans(text):
-    """(line, code) for code of several words in running text."""
-    blanked = _FENCE.sub(lambda fence: "\n" * fence.group().count("\n"), text)
-    indented = re.search(r"\n\n {4}\S.*", blanked)
-    if indented:
-        raise ValueError(f"an indented block, which says not what it is: {indented.group().strip()!r}")
-    for span in re.finditer(r"`((?:[^`\n]|\n(?!\n))+)`", blanked):
-        code = " ".join(span.group(1).split())
-        if re.match(r"[a-z./][\w./-]* ", code):
-            yield _number(blanked, span.start()), code
-
-
-def _in_running_text(text, here):
-    found = []
-    for line, span in _spans(text):
-        if span not in MENTIONED:
-            whole = f"salt-call {span}" if _FUNCTION.match(span) else span
-            found.append(Block(f"{here}:{line}", (Command(whole),)))
-    return found
 
 
 def _in_docstrings(source, language):

@@ -131,7 +131,19 @@ def test_graphviz_can_read_it(view):
     program = shutil.which("dot")
     if program:
         subprocess.run([program, "-Tcanon"], input=text, text=True, check=True, stdout=subprocess.DEVNULL)
-    assert text.count("{") >= 3
+    assert text.count("{") >= 2
+
+
+def test_the_legend_names_each_colour_once():
+    content = {
+        "INPUT": Chain("ACCEPT", ("-j MINE", "-j f2b-sshd")),
+        "MINE": Chain(None, ()),
+        "f2b-sshd": Chain(None, ()),
+    }
+    known = owners.parse({"<R&D>": {"chains": ["MINE"]}})
+    text = graph.dot([graph.picture(graph.View("ipv4", "filter", content, {}, {}, ()), known)] * 2)
+    legend = re.search(r"label=<(<table.*</table>)>;", text).group(1)
+    assert re.findall(r">([^<>]+)</td>", legend) == ["fail2ban", "&lt;R&amp;D&gt;", "changes", "refused"]
 
 
 def test_a_name_may_end_in_what_ends_a_quotation():

@@ -59,6 +59,19 @@ def test_every_rule_is_there_and_every_line_fits(hunk, width, color):
             assert squeezed(outputter._printable(line["rule"])) in squeezed(plain)
 
 
+def test_numbers_are_of_the_chain_as_it_will_be_where_what_goes_has_none():
+    kept = {"position": 6, "rule": "-j KEPT", "line": 9}
+    hunk = [kept, step("delete", 6, "-j GONE", 10), step("insert", 7, "-j NEW", 11)]
+    text = shown(plan(changes={INPUT: [line for line in hunk if "action" in line]}, neighbours={INPUT: [hunk]}))
+    assert re.findall(r"(\d+)?  line \d+ +-j (\w+)", text) == [("6", "KEPT"), ("", "GONE"), ("7", "NEW")]
+
+
+def test_only_what_a_page_is_not_about_is_dimmed():
+    rules = [{"position": 1, "rule": "-j DOCKER", "owner": "docker"}]
+    assert "\x1b[2m" not in shown({INPUT: rules}, color=True)
+    assert "\x1b[2m" in shown(plan(changes={INPUT: [step("insert")]}, neighbours={INPUT: [rules]}), color=True)
+
+
 def test_what_a_terminal_would_obey_is_shown_and_not_sent():
     rule = '-m comment --comment "\x1b[2Jgone\x07" -j DROP'
     text = shown(plan(changes={INPUT: [step("insert", rule=rule)]}))
