@@ -1,4 +1,4 @@
-"""known_hosts: what a file says of a host, what a host offers, and replacing one by the other without losing a line.
+"""known_hosts: what a file says of a host, and giving the host other keys without losing a line.
 
 Every line that is not about a host to be learnt stays byte for byte what it was, at its place.
 """
@@ -13,15 +13,18 @@ import hmac
 import ipaddress
 import os
 import re
-import subprocess
 import tempfile
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+import time
+from typing import AbstractSet, BinaryIO, Callable, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 _KIND = re.compile(r"[a-z0-9][a-z0-9@.-]{0,99}")
-_FIELDS = re.compile(r"\s*(?:(@\S+)\s+)?(\S+)\s+(\S+)\s+(\S+)")
+_FIELDS = re.compile(r"[ \t]*(?:(@[^ \t]+)[ \t]+)?([^ \t\n]+)[ \t]+([^ \t\n]+)[ \t]+([^ \t\n]+)")
 _HASHED = re.compile(r"\|1\|([A-Za-z0-9+/=]+)\|([A-Za-z0-9+/=]+)")
+_SKIPPED = dict.fromkeys(map(ord, "\r\v\f"))  # by OpenSSH, in the text of a key
 _UNFINISHED = ".iptlive-known_hosts-"
+LARGEST = 64 << 20  # bytes of a file that are read: a hundred thousand hosts' keys are a tenth of it
+ATTEMPTS = 20
 
 
 class Key(NamedTuple):
@@ -74,56 +77,15 @@ def place(host: str, port: int) -> str:
     return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
 
 
-# --- what hosts offer -----------------------------------------------------------------------------------------------
-
-
-def scan(hosts: Iterable[Tuple[str, int]], timeout: int) -> Dict[str, Set[Key]]:
-    """The keys that hosts offer, by place; a host that cannot be reached is left out. Raises OSError."""
-    ports: Dict[int, List[str]] = {}
-    for host, port in hosts:
-        if not is_host(host):
-            raise ValueError(host)
-        ports.setdefault(port, []).append(host)
-    found: Dict[str, Set[Key]] = {}
-    for port, names in ports.items():
-        asked = {place(name, port) for name in names}
-        for line in _keyscan(names, port, timeout):
-            for name in line.hosts:
-                if line.key and name.lower() in asked:
-                    found.setdefault(name.lower(), set()).add(line.key)
-    return found
-
-
-def _keyscan(names: Sequence[str], port: int, timeout: int) -> List[Line]:
-    # All hosts in one run: it asks them at the same time. Names come on stdin, where nothing can be an option.
-    argv = ["ssh-keyscan", "-T", str(timeout), "-p", str(port), "-f", "-"]
-    # It asks for each kind of key in turn, of a few hundred hosts at a time.
-    longest = (timeout + 1) * (6 + len(names) // 50)
-    try:
-        done = subprocess.run(
-            argv,
-            input="".join(name + "\n" for name in names),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-            env=dict(os.environ, LC_ALL="C"),
-            timeout=longest,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as err:
-        raise OSError(errno.ETIMEDOUT, f"did not end within {longest} seconds", argv[0]) from err
-    return [read_line(text) for text in done.stdout.splitlines()]
-
-
 # --- what a file says -----------------------------------------------------------------------------------------------
 
 
 def read_line(text: str) -> Line:
-    fields = _FIELDS.match(text)
-    if not fields or text.lstrip().startswith("#"):
+    fields = _FIELDS.match(text.partition("\0")[0])  # OpenSSH reads no further
+    if not fields or text.lstrip(" \t").startswith("#"):
         return Line(text)
     marker, hosts, kind, blob = fields.groups()
+    blob = blob.translate(_SKIPPED)
     if not _KIND.fullmatch(kind) or not _is_blob(blob):
         return Line(text)
     return Line(text, marker or "", tuple(hosts.split(",")), Key(kind, blob))
@@ -157,7 +119,7 @@ def revoked(lines: Iterable[Line]) -> Set[Key]:
     return {line.key for line in lines if line.marker == "@revoked" and line.key}
 
 
-def learn(lines: Sequence[Line], wanted: str, keys: Set[Key]) -> Tuple[List[Line], Change]:
+def learn(lines: Sequence[Line], wanted: str, keys: AbstractSet[Key]) -> Tuple[List[Line], Change]:
     """The lines with exactly these keys for one host: those it had stay, others go, new ones come at the end."""
     kept: List[Line] = []
     old: List[Key] = []
@@ -187,59 +149,135 @@ def _without(line: Line, wanted: str) -> Line:
 # --- replacing the file ---------------------------------------------------------------------------------------------
 
 
+def split(data: bytes) -> List[str]:
+    """Lines with their ends; only a newline ends one, here as in OpenSSH."""
+    return re.findall(r"[^\n]*\n|[^\n]+", data.decode("utf-8", "surrogateescape"))
+
+
 def read(path: str) -> List[Line]:
     """The file's lines; none where there is no file yet. Raises OSError."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            text = file.read()
+        with open(path, "rb") as file:
+            return [read_line(line) for line in split(_content(file))]
     except FileNotFoundError:
         return []
-    return [read_line(line) for line in re.findall(r"[^\n]*\n|[^\n]+", text)]  # splitlines() knows other ends too
+
+
+def _content(file: BinaryIO) -> bytes:
+    if os.fstat(file.fileno()).st_size > LARGEST:
+        raise OSError(errno.EFBIG, f"is larger than the {LARGEST >> 20} MiB that are read", file.name)
+    return file.read(LARGEST)
+
+
+def rewrite(path: str, change: Callable[[List[Line]], List[Line]], test: bool = False) -> Optional[str]:
+    """Put what ``change`` makes of the file in its place, at once; the old one is kept, and its name returned.
+
+    Lines that ssh appends meanwhile are carried over. Where another program replaces the file meanwhile, its file is
+    changed instead. Raises OSError.
+    """
+    path = os.path.realpath(path)
+    if test:  # no lock is needed to look: the file is replaced at once
+        change(read(path))
+        return None
+    with _alone(os.path.dirname(path)):
+        for _ in range(ATTEMPTS):
+            try:
+                return _replace(path, change)
+            except _ReplacedError:
+                continue
+    raise OSError(errno.EBUSY, "other programs replace the file all the time", path)
+
+
+class _ReplacedError(Exception):
+    """Another program has put a file of its own in place."""
 
 
 @contextlib.contextmanager
-def alone(path: str, test: bool = False):
-    """Keep other runs out while the file is read and replaced; yields the file's real path. Raises OSError."""
-    path = os.path.realpath(path)
-    if test:  # who only looks needs no lock: the file is replaced at once
-        yield path
-        return
-    folder = os.path.dirname(path)
+def _alone(folder: str):
+    """Keep other runs out while the file is read and replaced."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for name in os.listdir(folder):
-            if name.startswith(_UNFINISHED):  # whoever began it is dead: we hold the lock
+            if name.startswith(_UNFINISHED):  # the run that began it is dead: we hold the lock
                 os.unlink(os.path.join(folder, name))
-        yield path
+        yield
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def replace(path: str, lines: Iterable[Line]) -> Optional[str]:
-    """Put a new file in place of the old one, at once; the old one is kept, and its name returned. Raises OSError."""
-    text = "".join(line.text if line.text.endswith("\n") or not line.text else line.text + "\n" for line in lines)
-    handle, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=os.path.dirname(path))
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.write(text)
-        file.flush()
-        kept = _keep(path, file.fileno())
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    return kept
-
-
-def _keep(path: str, handle: int) -> Optional[str]:
-    """Give the new file the old one's owner and mode, and the old one a second name."""
+def _replace(path: str, change: Callable[[List[Line]], List[Line]]) -> Optional[str]:
     try:
-        status = os.stat(path)
+        old = open(path, "rb")
     except FileNotFoundError:
+        _create(path, change([]))
         return None
-    os.fchown(handle, status.st_uid, status.st_gid)
-    os.fchmod(handle, status.st_mode & 0o7777)
-    link = os.path.join(os.path.dirname(path), f"{_UNFINISHED}{os.getpid()}")
-    os.link(path, link)
-    os.replace(link, path + ".old")
+    with old:
+        data = _content(old)
+        lines = [read_line(text) for text in split(data)]
+        changed = change(lines)
+        if changed == lines:
+            return None
+        status = os.fstat(old.fileno())
+        unfinished = _written(path, changed, status)
+        if not os.path.samestat(os.stat(path), status):
+            raise _ReplacedError
+        link = os.path.join(os.path.dirname(path), f"{_UNFINISHED}{os.getpid()}")
+        os.link(path, link)
+        os.replace(unfinished, path)
+        _carry_over(old, len(data), path)
+        os.replace(link, path + ".old")
     return path + ".old"
+
+
+def _create(path: str, lines: Iterable[Line]) -> None:
+    unfinished = _written(path, lines, None)
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise _ReplacedError from None
+    finally:
+        os.unlink(unfinished)
+
+
+def _written(path: str, lines: Iterable[Line], status: Optional[os.stat_result]) -> str:
+    """The name of a new file with these lines, and with the old one's owner and mode."""
+    texts = (line.text if line.text.endswith("\n") or not line.text else line.text + "\n" for line in lines)
+    handle, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=os.path.dirname(path))
+    with os.fdopen(handle, "wb") as file:
+        file.write("".join(texts).encode("utf-8", "surrogateescape"))
+        file.flush()
+        if status:
+            os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(file.fileno(), status.st_mode & 0o7777)
+        os.fsync(file.fileno())
+    return unfinished
+
+
+def _carry_over(old: BinaryIO, size: int, path: str) -> None:
+    """Append what was appended to the old file since it was read to the new one."""
+    _wait_until_closed(old.fileno())
+    old.seek(size)
+    appended = old.read(LARGEST)
+    if appended:
+        with open(path, "ab") as file:
+            file.write(appended)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _wait_until_closed(handle: int) -> None:
+    """Wait for programs that opened the file by its former name: one may still append to it."""
+    for _ in range(100):
+        try:
+            # Granted only where nobody else has the file open. Nobody knows its present name, so none can break it.
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            return
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:  # another user's file, or a file system without leases
+            time.sleep(0.1)
+            return

@@ -25,6 +25,7 @@ import time
 import zlib
 
 import _iptlive_fleet as fleet
+import _iptlive_keyscan as keyscan
 import _iptlive_known_hosts as known_hosts_room
 import salt.roster
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -239,8 +240,8 @@ def relearn_known_hosts(
     answers = {host: {} for host in targets}
     asked = {host: _places(host, entry, answers[host]) for host, entry in targets.items()}
     try:
-        offered = known_hosts_room.scan({pair for places in asked.values() for pair in places}, timeout)
-        kept = _relearn(path, asked, offered, expected, answers, test)
+        offered = keyscan.scan({pair for places in asked.values() for pair in places}, timeout)
+        kept = known_hosts_room.rewrite(path, functools.partial(_relearnt, asked, offered, expected, answers), test)
     except OSError as err:
         raise CommandExecutionError(f"{err.filename or path}: {err.strerror}; nothing was changed") from err
     bad = not answers or any(answer["status"] in ("unreachable", "refused") for answer in answers.values())
@@ -264,16 +265,13 @@ def _places(host, entry, answer):
     return []
 
 
-def _relearn(path, asked, offered, expected, answers, test):
-    with known_hosts_room.alone(path, test) as real:
-        lines = before = known_hosts_room.read(real)
-        revoked = known_hosts_room.revoked(before)
-        for host, places in asked.items():
-            if places:
-                lines = _learn_host(lines, places, offered, _allowed(expected, host, revoked), answers[host])
-        if test or lines == before:
-            return None
-        return known_hosts_room.replace(real, lines)
+def _relearnt(asked, offered, expected, answers, lines):
+    """The lines with the keys that the hosts offer; what became of each host goes into its answer."""
+    revoked = known_hosts_room.revoked(lines)
+    for host, places in asked.items():
+        if places:
+            lines = _learn_host(lines, places, offered, _allowed(expected, host, revoked), answers[host])
+    return lines
 
 
 def _allowed(expected, host, revoked):
@@ -286,8 +284,8 @@ def _learn_host(lines, places, offered, allowed, answer):
     old, new, refused, learnt = {}, {}, set(), set()
     for name, port in places:
         place = known_hosts_room.place(name, port)
-        keys = {key for key in offered.get(place, ()) if allowed(key)}
-        refused |= offered.get(place, set()) - keys
+        keys = set(filter(allowed, offered[place]))
+        refused |= offered[place] - keys
         after, change = known_hosts_room.learn(lines, place, keys)
         old[place] = new[place] = _fingerprints(change.old)
         if keys:
