@@ -30,6 +30,7 @@ RUN = ("salt", "salt-call", "salt-run", "salt-ssh")
 NOT_RUN = {
     "./dev demo": "it is the demo",
     "./dev test": "it is what runs this",
+    "./dev test --on debian-11": ".ci/run runs it",
     "./dev docs": "tests/unit/test_documents.py compares what it would write",
     "./dev bench": "it measures for a quarter of an hour; it changes nothing",
     "python3 -m lab.campaign --updates 200": "hours; a short run is tests/functional/test_campaign.py",
