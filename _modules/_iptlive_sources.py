@@ -4,6 +4,7 @@ What it takes of Salt is handed in: the execution functions, and the error they 
 """
 
 import os
+import re
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Type
 
 import _iptlive_files as files
@@ -12,6 +13,8 @@ from _iptlive_model import HostError
 from _iptlive_options import NewFile, Options
 
 Functions = Mapping[str, Callable]
+
+_LINE = re.compile(r"[;,(] ?(?:[\w.-]+, )?line (\d+)\)?")
 
 
 def fetched(options: Options, saltenv: str, salt: Functions, refusal: Type[Exception]) -> Options:
@@ -28,28 +31,43 @@ def _candidate(options: Options, family: str, saltenv: str, salt: Functions, ref
     except refusal as err:
         raise HostError("{} (saltenv {}): {}".format(", ".join(wanted), saltenv, err)) from err
     destination = files.destination(family, options.files[family])
-    path, _, problem = salt["file.get_managed"](
-        name=destination,
-        template=options.template,
-        source=source,
-        source_hash="",
-        source_hash_name=None,
-        user=None,
-        group=None,
-        mode=None,
-        attrs=None,
-        saltenv=saltenv,
-        context=dict(options.context),
-        defaults=dict(options.defaults),
-        skip_verify=False,
-    )
-    if problem or not path:
-        raise HostError("{}: {}".format(source, problem or "it could not be had"))
+    try:
+        path, _, problem = salt["file.get_managed"](
+            name=destination,
+            template=options.template,
+            source=source,
+            source_hash="",
+            source_hash_name=None,
+            user=None,
+            group=None,
+            mode=None,
+            attrs=None,
+            saltenv=saltenv,
+            context=dict(options.context),
+            defaults=dict(options.defaults),
+            skip_verify=False,
+        )
+    except Exception as err:  # a template is a program, and raises what it likes
+        raise HostError(in_one_line(source, str(err) or type(err).__name__)) from err
+    if problem:
+        raise HostError(in_one_line(source, problem))
+    # It makes a file of what was rendered only; all else it leaves to file.manage_file, which would write it.
+    path = path or salt["cp.cache_file"](source, saltenv)
+    if not path:
+        raise HostError(f"{source} (saltenv {saltenv}): it cannot be read from the master")
     with open(path, "rb") as file:
         data = file.read()
     if options.template:  # what was rendered is a temporary file, what was not is in Salt's cache
         os.unlink(path)
     return NewFile(source, data, destination)
+
+
+def in_one_line(source: str, problem: str) -> str:
+    """What kept a source from being rendered, with its line; Salt shows half the file, or a traceback."""
+    lines = [line.strip() for line in problem.replace(f"{source}:", "").splitlines() if line.strip()]
+    said = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    number = _LINE.search(said)
+    return f"{source}{f', line {number.group(1)}' if number else ''}: {_LINE.sub('', said).strip()}"
 
 
 def changed(options: Options) -> Dict[str, NewFile]:

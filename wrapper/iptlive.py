@@ -21,6 +21,7 @@ Salt 3008, and Salt 3006 syncs none; so this folder is not called ``_wrapper``.)
 """
 
 import contextlib
+import re
 import shlex
 import tempfile
 import uuid
@@ -222,22 +223,33 @@ def _rendered(sources, saltenv, settings):
     if template not in salt.utils.templates.TEMPLATE_REGISTRY:
         raise SaltInvocationError(f"option 'template': Salt has no template engine {template!r}")
     context = {**(settings.get("defaults") or {}), **(settings.get("context") or {})}
-    done = salt.utils.templates.TEMPLATE_REGISTRY[template](
-        path,
-        to_str=True,
-        name=source,
-        source=source,
-        saltenv=saltenv,
-        context=context,
-        salt=__salt__,
-        pillar=__pillar__,
-        grains=__opts__["grains"],
-        opts=__opts__,
-        fileclient=client,
-    )
+    try:
+        done = salt.utils.templates.TEMPLATE_REGISTRY[template](
+            path,
+            to_str=True,
+            name=source,
+            source=source,
+            saltenv=saltenv,
+            context=context,
+            salt=__salt__,
+            pillar=__pillar__,
+            grains=__opts__["grains"],
+            opts=__opts__,
+            fileclient=client,
+        )
+    except Exception as err:  # a template is a program, and raises what it likes
+        raise CommandExecutionError(_in_one_line(source, str(err) or type(err).__name__)) from err
     if not done["result"]:
-        raise CommandExecutionError("{}: {}".format(source, done["data"]))
+        raise CommandExecutionError(_in_one_line(source, done["data"]))
     return source, salt.utils.stringutils.to_bytes(done["data"])
+
+
+def _in_one_line(source, problem):
+    """As the host would say it, see _modules/_iptlive_sources.py, which cannot be imported here."""
+    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    said = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    number = re.search(r"line (\d+)", said)
+    return f"{source}, line {number.group(1)}: {said}" if number else f"{source}: {said}"
 
 
 def _send(shell, source, data, place):

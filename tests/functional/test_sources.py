@@ -114,6 +114,32 @@ def test_a_source_that_is_not_there(served):
     assert look(served) == before
 
 
+@pytest.mark.parametrize("source", ["salt://fw/plain.v4", "/run/lab/files/fw/plain.v4"])
+def test_without_a_template_engine_it_is_taken_as_it_is(served, source):
+    served.write("/run/lab/files/fw/plain.v4", "# {{ no template }}\n" + NEW)
+    done = state(served, sources={"ipv4": source}, template=None)
+    assert (done["result"], set(done["changes"])) == (True, {"IPv4/filter/INPUT", FILE})
+    assert served.read(FILE) == "# {{ no template }}\n" + NEW
+    assert served.run(["test", "-e", "/run/lab/files/fw/plain.v4"]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text, template, said",
+    [
+        ("*filter\n{{ port }}\n", "jinja", "line 2: Jinja variable 'port' is undefined"),
+        ("*filter\n{{ pillar['fw']['port'] }}\n", "jinja", "line 2: Jinja variable"),
+        ("*filter\n{% if %}\n", "jinja", "line 2: Jinja syntax error"),
+        ("*filter\n", "py", "line 1: "),
+        ("def run():\n    return 1 / 0\n", "py", ": division by zero"),
+    ],
+)
+def test_what_a_template_lacks_is_told_in_one_line(served, text, template, said):
+    served.write("/run/lab/files/fw/rules.v4", text)
+    comment = state(served, template=template)["comment"]
+    assert comment.startswith("salt://fw/rules.v4") and said in comment
+    assert len(comment.splitlines()) == 1
+
+
 def test_salts_backup_convention(served):
     assert state(served, backup="minion")["result"] is True
     (kept,) = served.run(["find", "/run/lab/agent/cache/file_backup", "-type", "f"]).stdout.split()

@@ -189,6 +189,21 @@ def test_stored_files_from_the_master(fleet):
         assert NEW.strip() in host.save()
 
 
+def test_a_source_is_taken_as_it_is_unless_a_template_engine_is_named(fleet):
+    fleet.master.write("/run/lab/states/fw/rules.v4", STORED)
+    fleet.pillar({"iptlive": {"families": ["ipv4"], "sources": {"ipv4": "salt://fw/rules.v4"}}})
+    for host in fleet.hosts().values():
+        host.restore(HEAD + RULES + "COMMIT\n")
+    done = {**fleet.salt("*", "iptlive.apply").value, **fleet.salt_ssh("*", "iptlive.apply").value}
+    assert {name: found["written"] for name, found in done.items()} == {name: [FILE] for name in fleet.hosts()}
+    assert {host.read(FILE) for host in fleet.hosts().values()} == {STORED}
+    fleet.master.write("/run/lab/states/fw/rules.v4", STORED.replace("53", "{{ port }}"))
+    for run, target in ((fleet.salt, "m1"), (fleet.salt_ssh, "s1")):
+        said = json.dumps(run(target, "iptlive.plan", "template=jinja").value)
+        assert "salt://fw/rules.v4, line 5: Jinja variable 'port' is undefined" in said.replace("; line 5", "")
+        assert "Traceback" not in said
+
+
 def test_over_salt_ssh_single_functions_have_the_stored_files_of_the_master(fleet):
     hosts = fleet.ssh_hosts
     for host in hosts.values():
