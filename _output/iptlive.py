@@ -309,11 +309,12 @@ def _verdict(state):
 
 
 def _show_state(page, state):
-    for line in str(state["comment"]).split("\n"):
-        sentence, fix, hint = line.partition(" Fix: ")
-        page.line(sentence, indent=4)
-        if fix:
-            page.line("fix: " + hint, color="LIGHT_CYAN", indent=6)
+    data = state.get("data")
+    for line in _sentences(data) if data else str(state["comment"]).split("\n"):
+        page.line(line, indent=4)
+    for refusal in _refusals(data) if data else ():
+        page.line(refusal["message"], indent=4)
+        page.line("fix: " + refusal["hint"], color="LIGHT_CYAN", indent=6)
     for chain, steps in state["changes"].items():
         page.gap()
         page.line(chain, color="CYAN", indent=4)
@@ -323,6 +324,14 @@ def _show_state(page, state):
             page.line(f"{sign} {step}", color=color, indent=6)
         if isinstance(steps, list) and len(steps) > MOST_STEPS:
             page.line(f"... {len(steps) - MOST_STEPS} more", indent=6)
+
+
+def _sentences(data):
+    return [data["summary"], *data["warnings"]]
+
+
+def _refusals(data):
+    return [refusal for refusals in data["refusals"].values() for refusal in refusals]
 
 
 def show_foreign(page, minion, chains):

@@ -54,6 +54,9 @@ def managed(name, **options):
 
     With ``confirm`` the state waits for the outcome; an update that was not confirmed is a failure that says so.
 
+    For programs, ``data`` has what ``comment`` says in prose: ``summary``, and the ``changes``, ``refusals`` and
+    ``warnings`` that the execution module returned.
+
     ``result`` is ``True`` when all was in sync or the update was applied and verified, ``None`` in test mode when
     there are changes to make, ``False`` when the update was refused or failed. ``changes`` holds per chain what was
     (in test mode: what would be) done. Refusals and their hints are in ``comment``.
@@ -89,6 +92,7 @@ def managed(name, **options):
     files = answer.get("files", {}) if __opts__["test"] else answer.get("written", ())
     ret["changes"].update({path: {"diff": answer["files"][path]["diff"]} for path in files})
     ret["comment"] = "\n".join([_summary(answer)] + _refusals(answer) + answer["warnings"])
+    ret["data"] = dict({key: answer[key] for key in ("changes", "refusals", "warnings")}, summary=_summary(answer))
     if answer["status"] == "refused":
         ret["result"] = False
     elif ret["changes"] and __opts__["test"]:

@@ -156,3 +156,15 @@ def test_states_of_others_are_named_only():
         "      + insert 4: -i lo -j ACCEPT (line 9)",
         "      - move: delete 2: -j DROP (line 3)",
     ]
+
+
+def test_a_states_refusals_come_from_its_data_and_not_from_its_prose():
+    refusal = {"message": f"{INPUT}: line 9 says ' Fix: ' in a comment", "hint": "set 'placement: before'"}
+    data = {"summary": "Refused.", "changes": {}, "refusals": {INPUT: [refusal]}, "warnings": ["a warning"]}
+    state = {"result": False, "changes": {}, "comment": "not shown", "name": "fw", "data": data}
+    assert shown({"iptlive_|-fw_|-fw_|-managed": state}).split("\n")[2:] == [
+        "    Refused.",
+        "    a warning",
+        f"    {refusal['message']}",
+        "      fix: set 'placement: before'",
+    ]
