@@ -78,7 +78,7 @@ def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
     return [
         Refusal(
             "duplicate",
-            f"{name}: {_lines_store(numbers)} the same rule",
+            f"{name}: {_same_rule(numbers)}",
             f"remove all but one of them, or set 'duplicates: allow' for {name}",
             (rule,),
             tuple(numbers),
@@ -88,10 +88,10 @@ def _duplicates(name: str, stored: StoredState) -> List[Refusal]:
     ]
 
 
-def _lines_store(numbers: Sequence[int]) -> str:
+def _same_rule(numbers: Sequence[int]) -> str:
     if len(set(numbers)) == 1:
-        return f"line {numbers[0]} is {len(numbers)} times"
-    return "lines {} store".format(" and ".join(map(str, numbers)))
+        return f"line {numbers[0]} stores the same rule {len(numbers)} times"
+    return "lines {} store the same rule".format(" and ".join(map(str, numbers)))
 
 
 def _policy(name: str, stored: StoredState, chain: Chain, choices: Choices):
@@ -100,7 +100,7 @@ def _policy(name: str, stored: StoredState, chain: Chain, choices: Choices):
     message = f"{name}: the kernel's policy is {chain.policy}, the stored one {stored.policy}"
     if choices.policy == "enforce" and stored.policy == "DROP" and name.split("/")[1] == "nat":
         hint = f"write ACCEPT in line {stored.line}, or set 'policy: report' for {name}"
-        message += ", which iptables does not take in this table"
+        message += ", which iptables does not accept in this table"
         return [], [Refusal("policy", message, hint, lines=(stored.line,))], []
     if choices.policy == "enforce":
         return [Edit("policy", rule=stored.policy, line=stored.line, was=chain.policy)], [], []
@@ -127,8 +127,8 @@ def _strays(lines: Sequence[Line], matched: Sequence[Optional[int]], rules: Sequ
 def _refuse_order(name: str, lines: Sequence[Line]) -> Refusal:
     return Refusal(
         "out_of_order",
-        "{}: {} in the kernel in another order than in the stored file".format(name, _named(lines, "stands", "stand")),
-        f"put the lines into the kernel's order, or set 'reorder: true' for {name} to have them moved",
+        "{}: {} in the kernel, but in another order than in the stored file".format(name, _named(lines, "is", "are")),
+        f"put the lines in the kernel's order, or set 'reorder: true' for {name} to move the rules",
         tuple(line.rule for line in lines),
         tuple(line.line for line in lines),
     )
@@ -201,7 +201,7 @@ class Placer:
         rules = tuple(line.rule for line in lines)
         numbers = tuple(line.line for line in lines)
         if above is None and below is None:
-            message = "{}: {} no place: no stored rule of this chain stands in the kernel, which holds {}".format(
+            message = "{}: {} no place: none of the chain's stored rules is in the kernel, which holds {}".format(
                 self._name, _named(lines, "has", "have"), _count(len(self._rules), "foreign rule")
             )
             hint = (
