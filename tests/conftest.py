@@ -11,14 +11,16 @@ import pytest
 from lab.docker import Docker
 from lab.host import BACKENDS, ENVIRONMENT, Host
 
-# A real kernel and a real Salt answer when they answer, examples are made as fast as a busy machine makes them; and
-# ``host`` is a function's fixture only to be reset.
-hypothesis.settings.register_profile(
-    "lab",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("lab")
+# Quick by default; thorough in CI, and with --hypothesis-profile=thorough. A real kernel and a real Salt answer when
+# they answer, examples are made as fast as a busy machine makes them; ``host`` is a function's only to be reset.
+for name, examples in (("quick", 20), ("thorough", 100)):
+    hypothesis.settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    )
+hypothesis.settings.load_profile("thorough" if os.environ.get("CI") == "true" else "quick")
 
 NO_DOCKER = pytest.StashKey()
 

@@ -55,7 +55,7 @@ def answer(judge, data):
         return "broken"
 
 
-@settings(max_examples=1000)
+@settings(max_examples=10 * settings.default.max_examples)
 @given(st.integers(0, len(KNOWN) - 1), st.integers(1, 255))
 def test_a_byte_makes_the_same_difference_to_one_who_knows_the_shape(place, change):
     altered = bytearray(KNOWN)

@@ -7,7 +7,7 @@ import subprocess
 import _iptlive_graph as graph
 import _iptlive_owners as owners
 from _iptlive_model import Chain
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 KNOWN = owners.parse({})
@@ -124,7 +124,6 @@ def test_zones_collapse_by_what_they_have_in_common():
     assert len(set(drawn.values())) <= graph.MOST_NODES
 
 
-@settings(max_examples=20)
 @given(tables())
 def test_graphviz_can_read_it(view):
     text = graph.dot([graph.picture(view, KNOWN)])

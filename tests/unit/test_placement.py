@@ -35,7 +35,7 @@ def carried_out(edits, rules):
     return rules
 
 
-@settings(max_examples=3000)
+@settings(max_examples=30 * settings.default.max_examples)
 @given(STORED, DELETES, KERNEL, CHOICES)
 @example(list("ab"), set(), list("bXa"), Choices("refuse", True, "allow"))
 @example(list("aab"), set(), list("XaYb"), Choices("before", False, "allow"))

@@ -31,7 +31,7 @@ def pairs(matched):
     return tuple((index, at) for index, at in enumerate(matched) if at is not None)
 
 
-@settings(max_examples=500)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(FEW, FEW_IN_KERNEL)
 def test_matching_is_the_best_of_all_longest(stored, kernel):
     found = pairs(align(stored, kernel))
@@ -62,7 +62,7 @@ def test_matching_of_long_chains(stored, kernel, most_pairs):
         assert len(found) <= model.longest(stored, kernel)
 
 
-@settings(max_examples=500)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(FEW, FEW_IN_KERNEL, st.sets(st.sampled_from("efX")))
 @example(list("ab"), list("aXb"), set())
 @example(list("abc"), list("aXc"), {"X"})
@@ -81,7 +81,7 @@ def test_refused_only_where_no_longest_matching_is_safe(stored, kernel, deletes)
     assert reasons <= ({"foreign_between"} if in_both else {"no_anchor"})
 
 
-@settings(max_examples=500)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(FEW_UNLIKE, FEW_IN_KERNEL, st.sets(st.sampled_from("abefX"), max_size=2), PLACEMENTS, st.booleans())
 @example(list("abc"), list("aXbYc"), set(), "after", False)
 @example(list("cab"), list("aXbc"), set(), "refuse", True)

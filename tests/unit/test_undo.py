@@ -38,7 +38,7 @@ def updates(draw, rules):
     return kernel, made
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(updates(RULES))
 def test_back_to_what_was_there(update):
     before, made = update
@@ -49,7 +49,7 @@ def test_back_to_what_was_there(update):
     assert carry_out(now, inverse) == before
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(updates(DISTINCT), st.data())
 def test_what_others_did_since_stays(update, data):
     """Others' new rules stay in their order, others' deletes stay deletes; our own rules go, the former come back."""
