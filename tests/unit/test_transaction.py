@@ -51,3 +51,19 @@ def test_stands(before, stored, now, state, standing):
     plan = planned(before, stored)
     step = Step("ipv4", "nft", "filter", {"INPUT": Chain("ACCEPT", tuple(before))}, {"INPUT": plan}, state)
     assert stands(step, {"INPUT": Chain("ACCEPT", tuple(now))}) is standing
+
+
+@pytest.mark.parametrize("now, standing", [("DROP", True), ("ACCEPT", False)])
+def test_a_policy_alone_tells_whether_it_stands(now, standing):
+    before = Chain("ACCEPT", ("a",))
+    stored = StoredState((Line("a", 1),), policy="DROP", line=2)
+    plan = plan_chain("IPv4/filter/INPUT", stored, before, Choices(policy="enforce"))
+    step = Step("ipv4", "nft", "filter", {"INPUT": before}, {"INPUT": plan})
+    assert stands(step, {"INPUT": Chain(now, ("a",))}) is standing
+
+
+@pytest.mark.parametrize("now, standing", [(None, False), (Chain(None), True), (Chain(None, ("r", "r")), True)])
+def test_a_chain_that_was_to_be_created_tells_whether_it_stands(now, standing):
+    plan = plan_chain("IPv4/filter/MINE", StoredState((), line=2), None, Choices())
+    step = Step("ipv4", "nft", "filter", {}, {"MINE": plan})
+    assert stands(step, {"MINE": now} if now else {}) is standing

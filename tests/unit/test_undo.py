@@ -1,5 +1,6 @@
 """Rolling an update back: exactly what was done, and nothing that others have done since."""
 
+import pytest
 from _iptlive_model import Chain, Choices, Line, StoredState
 from _iptlive_plan import plan_chain
 from _iptlive_undo import plan_inverse
@@ -85,15 +86,40 @@ def assert_taken_back(back, was, made, now, gone):
     assert is_subsequence([rule for rule in now if rule not in inserted], rules)
 
 
+@given(updates(DISTINCT))
+def test_what_somebody_has_rolled_back_already_stays_as_it_is(update):
+    before, made = update
+    assume(before)
+    inverse = plan_inverse(NAME, before, made, before, "after")
+    assert inverse.refusals == ()
+    assert carry_out(before, inverse) == before
+    assert inverse.edits == () or any(edit.moved for edit in made.edits)
+
+
+@pytest.mark.parametrize("now", ["abXc", "aXbc", "abXrc", "abc", "aXc"])
+def test_what_somebody_has_restored_already_is_not_doubled(now):
+    """before abc, stored aXc, now as given (r: a rival's)."""
+    before = Chain("ACCEPT", tuple("abc"))
+    stored = StoredState((Line("a", 1), Line("X", 2), Line("c", 3)), (Line("b", 4),))
+    made = plan_chain(NAME, stored, before, Choices())
+    assert made.result.rules == tuple("aXc")
+    back = carry_out(Chain("ACCEPT", tuple(now)), plan_inverse(NAME, before, made, Chain("ACCEPT", tuple(now))))
+    assert "".join(back.rules) == ("abrc" if "r" in now else "abc")
+
+
 def test_no_former_rule_left():
-    """Where the update's own rules stood; and at the end, where the former ones overrule nobody."""
+    """Where the first of the update's own rules stood; and at the end, where the former ones overrule nobody."""
     made = plan_chain(
-        NAME, StoredState((Line("c", 3),), (Line("a", 1), Line("b", 2))), Chain("DROP", ("a", "b")), Choices()
+        NAME,
+        StoredState((Line("c", 3), Line("d", 4)), (Line("a", 1), Line("b", 2))),
+        Chain("DROP", ("a", "b")),
+        Choices(),
     )
     for now, back in (
         (("x", "c", "y"), ("x", "a", "b", "y")),
         (("x", "y"), ("x", "y", "a", "b")),
         (("c",), ("a", "b")),
+        (("x", "c", "y", "d", "z"), ("x", "a", "b", "y", "z")),
     ):
         inverse = plan_inverse(NAME, Chain("DROP", ("a", "b")), made, Chain("DROP", now), "after")
         assert carry_out(Chain("DROP", now), inverse).rules == inverse.result.rules == back
