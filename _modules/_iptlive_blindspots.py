@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter, defaultdict
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
 import _iptlive_expressions as expressions
 import _iptlive_netlink as netlink
@@ -11,7 +11,7 @@ from _iptlive_kernel import read_chains
 from _iptlive_model import BUILTIN, HostError, Refusal, StoredState, Table, chain_key
 from _iptlive_programs import SEARCH_PATH, Tools, message, run
 from _iptlive_rules import parse_save
-from _iptlive_sandbox import Sandbox
+from _iptlive_sandbox import OnDemand
 from _iptlive_spelling import names_object
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -105,13 +105,52 @@ class _Suspect(NamedTuple):
     rule: netlink.Rule
 
 
-def misprinted(sandbox: Sandbox, tools: Tools, live: Dict[str, Table], states: States) -> Tuple[States, List[str]]:
-    """The states with a refusal where a misprinted rule reads like a stored one, and a warning about any other."""
+class Doubts(NamedTuple):
+    """Rules that may do something else than what they are printed as, and chains whose rules could not be looked at."""
+
+    suspects: Tuple[_Suspect, ...] = ()
+    unread: Tuple[Tuple[str, str], ...] = ()
+    warnings: Tuple[str, ...] = ()
+
+    def texts(self, live: Dict[str, Table]) -> Dict[Tuple[str, str], Set[str]]:
+        """What is printed there, by table and chain."""
+        found = {(table, chain): set(live[table][chain].rules) for table, chain in self.unread}
+        for suspect in self.suspects:
+            found.setdefault((suspect.table, suspect.chain), set()).add(suspect.text)
+        return found
+
+
+def doubts(tools: Tools, live: Dict[str, Table]) -> Doubts:
+    """Of the rules that were read; a legacy program prints what the kernel holds, and nothing else."""
     if tools.backend != "nft":
-        return states, []
-    suspects, warnings = _suspects(tools, live, states)
-    refused = {table: dict(chains) for table, chains in states.items()}
-    for suspect in _unchanged(tools, live, _proved(sandbox, tools, suspects, warnings), warnings):
+        return Doubts()
+    suspects, unread, warnings = [], [], []
+    plain = expressions.Plain(tools.family, tools.version)
+    for table, chain, printed in [(t, c, state.rules) for t in live for c, state in live[t].items() if state.rules]:
+        try:
+            rules = netlink.expressions(FAMILIES[tools.family].number, table, chain)
+            if len(rules) == len(printed):
+                suspects += [
+                    _Suspect(table, chain, position, text, netlink.rule(data))
+                    for position, (text, data) in enumerate(zip(printed, rules), 1)
+                    if not plain.holds(data)
+                ]
+                continue
+            why = _CHANGED
+        except netlink.NoAnswerError as err:
+            why = f"not checked for nftables' own rules ({err})"
+        unread.append((table, chain))
+        warnings.append(f"{chain_key(tools.family, table, chain)}: {why}")
+    return Doubts(tuple(suspects), tuple(unread), tuple(warnings))
+
+
+def misprinted(
+    sandbox: OnDemand, tools: Tools, live: Dict[str, Table], states: States, found: Doubts
+) -> Tuple[States, List[str]]:
+    """The states with a refusal where a misprinted rule reads like a stored one, and a warning about any other."""
+    warnings = list(found.warnings)
+    refused = {table: dict(chains) for table, chains in states.items()} if found.suspects else states
+    for suspect in _unchanged(tools, live, _proved(sandbox, tools, found.suspects, warnings), warnings):
         key = chain_key(tools.family, suspect.table, suspect.chain)
         state = refused[suspect.table][suspect.chain]
         lines = tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
@@ -140,9 +179,9 @@ def _unchanged(tools: Tools, live: Dict[str, Table], proved: Sequence[_Suspect],
     return same
 
 
-def _proved(sandbox: Sandbox, tools: Tools, suspects: Sequence[_Suspect], warnings) -> List[_Suspect]:
+def _proved(sandbox: OnDemand, tools: Tools, suspects: Sequence[_Suspect], warnings) -> List[_Suspect]:
     """Those whose printed text, written by iptables, is another rule."""
-    checked = [suspect for suspect in suspects if sandbox.can_load and not names_object(suspect.text)]
+    checked = [suspect for suspect in suspects if not names_object(suspect.text) and sandbox().can_load]
     if len(checked) < len(suspects):
         warnings.append(
             f"{label(tools.family)}: {len(suspects) - len(checked)} rules of the kernel could not be checked for "
@@ -152,7 +191,7 @@ def _proved(sandbox: Sandbox, tools: Tools, suspects: Sequence[_Suspect], warnin
     for table in dict.fromkeys(suspect.table for suspect in checked):
         here = [suspect for suspect in checked if suspect.table == table]
         chains = sorted({chain for suspect in here for chain in expressions.jumps(suspect.rule)})
-        written = sandbox.written(tools, table, [suspect.text for suspect in here], chains)
+        written = sandbox().written(tools, table, [suspect.text for suspect in here], chains)
         proved += [
             suspect for suspect, rule in zip(here, written) if rule is None or not expressions.same(rule, suspect.rule)
         ]
@@ -162,27 +201,3 @@ def _proved(sandbox: Sandbox, tools: Tools, suspects: Sequence[_Suspect], warnin
 def _refusal(what: str, suspect: _Suspect) -> Refusal:
     hint = "remove it with the program that wrote it (nft), or have it write to a table of its own"
     return Refusal("native_rule", what, hint, (suspect.text,))
-
-
-def _suspects(tools: Tools, live: Dict[str, Table], states: States) -> Tuple[List[_Suspect], List[str]]:
-    found, warnings = [], []
-    plain = expressions.Plain(tools.family, tools.version)
-    for table, chains in states.items():
-        for chain in chains:
-            printed = live[table][chain].rules if chain in live.get(table, {}) else ()
-            if not printed:
-                continue
-            try:
-                rules = netlink.expressions(FAMILIES[tools.family].number, table, chain)
-            except netlink.NoAnswerError as err:
-                warnings.append(f"{chain_key(tools.family, table, chain)}: not checked for nftables' own rules ({err})")
-                continue
-            if len(rules) != len(printed):
-                warnings.append(f"{chain_key(tools.family, table, chain)}: {_CHANGED}")
-                continue
-            found += [
-                _Suspect(table, chain, position, text, netlink.rule(data))
-                for position, (text, data) in enumerate(zip(printed, rules), 1)
-                if not plain.holds(data)
-            ]
-    return found, warnings

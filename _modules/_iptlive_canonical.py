@@ -1,39 +1,59 @@
-"""A stored file to chains in the kernel's own spelling, with what this host lacks refused by its line."""
+"""A stored file to chains in the kernel's own spelling, with what this host lacks refused by its line.
 
-from typing import Dict, Mapping, NamedTuple, Set, Tuple
+What the kernel prints already is known; only the other lines are loaded into a sandbox, and where there are none, no
+sandbox is opened.
+"""
+
+from typing import Dict, NamedTuple, Set, Tuple
 
 import _iptlive_hostnames as hostnames
+import _iptlive_printed as printed
 import _iptlive_references as references
 import _iptlive_spelling as spelling
 from _iptlive_family import label
 from _iptlive_model import HostError, StoredState, Table
 from _iptlive_programs import Tools, message, run
-from _iptlive_sandbox import Sandbox, Task
+from _iptlive_rules import sets
+from _iptlive_sandbox import OnDemand, Task
 from _iptlive_stored import StoredFile
+
+NO_SANDBOX = "none"
 
 
 class Canonical(NamedTuple):
-    """The stored chains in the kernel's spelling, by table and chain."""
+    """The stored chains in the kernel's spelling, by table and chain; ``sandbox`` is the kind that was needed."""
 
     states: Dict[str, Dict[str, StoredState]]
     warnings: Tuple[str, ...]
+    sandbox: str
 
 
 def canonical(
-    sandbox: Sandbox, tools: Tools, stored: StoredFile, live: Dict[str, Table], jumps: Mapping[str, Set[str]]
+    sandbox: OnDemand, tools: Tools, stored: StoredFile, live: Dict[str, Table], doubts: printed.Doubts
 ) -> Canonical:
-    """``jumps``: what the rules of each table jump to without declaring it.
+    """``doubts``: what the kernel prints without its being sure that it is what is printed.
 
     Raises HostError naming file, line and the program's message for the first rule that is not accepted.
     """
-    resolved = hostnames.resolve(stored)
-    stored = resolved.stored
-    host = references.Host(existing_sets, lambda name: sandbox.is_target(tools, name))
-    found = references.check(stored, live, jumps, host)
-    spelled = sandbox.spell(Task(tools, found.usable, live), found.sets)
-    found_texts = spelling.Spelling(spelled, found.refusals, resolved.lines)
-    caveats = [f"{label(tools.family)}: {sandbox.caveat}"] if sandbox.caveat else []
-    return Canonical(spelling.states(stored, found_texts, live), tuple(resolved.warnings + caveats))
+    known = printed.texts(stored, live, doubts)
+    resolved = hostnames.resolve(stored.only(lambda rule: rule.line not in known))
+    rest = resolved.stored
+    host = references.Host(existing_sets, lambda name: sandbox().is_target(tools, name))
+    found = references.check(rest, live, references.undeclared(rest), host)
+    warnings, kind = list(resolved.warnings), NO_SANDBOX
+    if found.usable.texts() or not printed.is_settled(stored, live):
+        task = Task(tools, printed.with_context(stored, found.usable, known), live)
+        opened = sandbox()
+        known.update(opened.spell(task, found.sets | _sets(task.stored)))
+        warnings += [f"{label(tools.family)}: {opened.caveat}"] if opened.caveat else []
+        kind = opened.kind
+    spelled = spelling.Spelling(known, found.refusals, resolved.lines)
+    return Canonical(spelling.states(stored, spelled, live), tuple(warnings), kind)
+
+
+def _sets(stored: StoredFile) -> Set[str]:
+    """Those that are named: by now all of them exist."""
+    return {name for spec in stored.texts() if "-set" in spec for name in sets(spec)}
 
 
 def existing_sets() -> Set[str]:

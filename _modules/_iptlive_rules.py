@@ -113,9 +113,14 @@ def other_family(text: str, family: str) -> bool:
 def logical_lines(text: str) -> List[str]:
     """Lines of a listing; a quoted comment that holds a newline stays in one piece."""
     lines = text.split("\n")
-    if not any('"' in line and not quotes_closed(line) for line in lines):
+    if not any(line.count('"') % 2 or "\\" in line for line in lines) or not any(map(_goes_on, lines)):
         return lines
     return list(_joined(lines))
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a quoted text is open at the end; a quote inside a word is part of a name, which is printed as it is."""
+    return '"' in line and ' "' in _QUOTED_WORD.sub("", line)
 
 
 def _joined(lines: List[str]) -> Iterator[str]:
@@ -125,9 +130,8 @@ def _joined(lines: List[str]) -> Iterator[str]:
             yield line
             continue
         whole = pending + line
-        closed = quotes_closed(whole)
-        pending = "" if closed else whole + "\n"
-        if closed:
+        pending = whole + "\n" if _goes_on(whole) else ""
+        if not pending:
             yield whole
     if pending:
         raise HostError(f"the kernel's listing ends inside a quoted comment: {pending[:200]!r}")

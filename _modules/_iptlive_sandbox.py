@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set
 
 import _iptlive_netlink as netlink
@@ -221,6 +222,21 @@ class UserNamespace(Namespace):
     def _prefix(self) -> List[str]:
         spaces = f"/proc/{self._holder.pid}/ns"
         return ["nsenter", f"--user={spaces}/user", f"--net={spaces}/net", "--"]
+
+
+class OnDemand:
+    """The sandbox, opened for the first who needs it, and one for all."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self._stack = stack
+        self._lock = threading.Lock()
+        self._sandbox: Optional[Sandbox] = None
+
+    def __call__(self) -> Sandbox:
+        with self._lock:
+            if self._sandbox is None:
+                self._sandbox = self._stack.enter_context(open_sandbox())
+            return self._sandbox
 
 
 @contextlib.contextmanager

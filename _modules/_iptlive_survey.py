@@ -17,7 +17,7 @@ from _iptlive_options import Options
 from _iptlive_plan import plan_chain
 from _iptlive_references import undeclared
 from _iptlive_rules import targets
-from _iptlive_sandbox import Sandbox, open_sandbox
+from _iptlive_sandbox import OnDemand
 from _iptlive_stored import StoredFile, parse
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class FamilyView(NamedTuple):
     states: Dict[str, Dict[str, StoredState]]
     plans: Dict[str, Dict[str, ChainPlan]]
     warnings: Tuple[str, ...]
-    scratch: str  # where the stored rules were read: "namespace", "user namespace" or "dry run"
+    scratch: str  # where stored rules were read: "namespace", "user namespace", "dry run", or "none" where none had to
 
 
 class Survey(NamedTuple):
@@ -66,10 +66,10 @@ def survey(options: Options) -> Survey:
     kernel.check_rights()
     for family in options.families:
         kernel.check_family(family)
-    workers = 1 + 2 * len(options.families)
+    workers = 2 * len(options.families)
     with no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
-        # The kernel makes the namespace while the files are read; one family's programs run while the next is read.
-        sandbox = pool.submit(stack.enter_context, open_sandbox())
+        sandbox = OnDemand(stack)
+        # One family's programs run while the next one's file is read.
         tools = [pool.submit(programs.find_tools, family, options.backend) for family in options.families]
         views = [
             pool.submit(_view, options, sandbox, found, _stored(options, family))
@@ -103,21 +103,18 @@ def _path(options: Options, stored: StoredFile) -> str:
     return new.path if new else stored.path
 
 
-def _view(
-    options: Options, opened: "Future[Sandbox]", found: "Future[programs.Tools]", stored: StoredFile
-) -> FamilyView:
+def _view(options: Options, sandbox: OnDemand, found: "Future[programs.Tools]", stored: StoredFile) -> FamilyView:
     tools = found.result()
     log.debug("%s: stored file %s, backend %s %s", label(tools.family), stored.path, tools.backend, tools.version)
-    jumps = undeclared(stored)
-    live = _live(tools, stored, jumps)
-    sandbox = opened.result()
-    states, warnings = canonical(sandbox, tools, stored, live, jumps)
-    states, misprints = blindspots.misprinted(sandbox, tools, live, states)
-    warnings = stored.warnings + warnings + tuple(misprints + blindspots.elsewhere(tools))
+    live = _live(tools, stored, undeclared(stored))
+    doubts = blindspots.doubts(tools, live)
+    read = canonical(sandbox, tools, stored, live, doubts.texts(live))
+    states, misprints = blindspots.misprinted(sandbox, tools, live, read.states, doubts)
+    warnings = stored.warnings + read.warnings + tuple(misprints + blindspots.elsewhere(tools))
     plans = {
         table: _plans(options, tools.family, table, chains, live.get(table, {})) for table, chains in states.items()
     }
-    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, sandbox.kind)
+    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, read.sandbox)
 
 
 def _live(tools: programs.Tools, stored: StoredFile, jumps: Dict[str, Set[str]]) -> Dict[str, Table]:

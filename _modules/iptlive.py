@@ -130,8 +130,8 @@ def plan(saltenv=None, **options):
         ``in_sync``, ``changes`` or ``refused``. A refusal sets the job's return code to 1.
     families
         Per family the stored ``file``, the ``backend`` and ``version`` of iptables, and ``scratch``: where the stored
-        rules were read to know the kernel's spelling (``namespace``, ``user namespace``, or ``dry run``, where the
-        kernel was not asked whether it takes them).
+        rules were read to know the kernel's spelling (``none`` where the kernel prints all of them as they are stored,
+        ``namespace``, ``user namespace``, or ``dry run``, where the kernel was not asked whether it takes them).
     changes
         Per chain (``IPv4/filter/INPUT``) the steps in the order they would be taken: ``action`` (``create_chain``,
         ``delete``, ``insert``, ``policy``), ``position`` (counted from 1, as the plain command would take it at that

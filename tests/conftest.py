@@ -4,6 +4,7 @@ Fixtures: throw-away hosts for every test that runs iptables, Salt or Docker.  N
 
 import os
 import shutil
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -27,12 +28,20 @@ NO_DOCKER = pytest.StashKey()
 
 def pytest_addoption(parser):
     parser.addoption("--rounds", type=int, default=8, help="rounds of each race (a campaign has hundreds)")
+    parser.addoption("--corpus", type=Path, help="a folder of stored files to plan both ways, NAME.v4 and NAME.v6")
     parser.addoption("--every-step", action="store_true", help="kill at every step of an update, not only the decisive")
 
 
 @pytest.fixture(scope="session")
 def rounds(request):
     return request.config.getoption("--rounds")
+
+
+@pytest.fixture(scope="session")
+def corpus(request):
+    """The tests' own stored files, and those of ``--corpus``."""
+    folders = [Path(__file__).parent / "functional", request.config.getoption("--corpus")]
+    return [path for folder in folders if folder for path in sorted(folder.glob("*.v[46]"))]
 
 
 def pytest_collection_modifyitems(config, items):

@@ -35,9 +35,9 @@ def counting_host(request, hosts):
     host.close()
 
 
-def run_by(host, function):
+def run_by(host, function, status="changes"):
     host.write(COUNT, "")
-    assert host.call(function).value["status"] == "changes"
+    assert host.call(function).value["status"] == status
     ran = [line.split() for line in host.read(COUNT).splitlines()]
     return sorted(words[0] for words in ran if words[1:] != ["-V"])
 
@@ -58,3 +58,13 @@ def test_their_number_does_not_grow_with_the_rules(counting_host):
     assert large == small
     if counting_host.backend == "nft":
         assert not [name for names in large for name in names if name.endswith("-save")], "reads whole tables"
+
+
+def test_a_host_in_sync_answers_from_one_listing(counting_host):
+    host = counting_host
+    host.reset()
+    for family, path in FILES.items():
+        text = rules(family, 20).replace("-A INPUT -j OTHER\n", "")
+        host.restore(text, family)
+        host.write(path, host.save(family))
+    assert run_by(host, "iptlive.plan", "in_sync") == ["ip6tables-restore", "iptables-restore"]

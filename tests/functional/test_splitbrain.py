@@ -189,7 +189,7 @@ done
 
 
 def listed(host, chain):
-    program = [sys.executable, "-I", REPO / "_modules" / "_iptlive_netlink.py", "ipv4", "filter", chain]
+    program = [sys.executable, "-I", REPO / "_modules" / "_iptlive_netlink.py", "2", "filter", chain]
     return from_json(host.run(program).stdout)
 
 
