@@ -1,4 +1,4 @@
-"""A plot of lines on two logarithmic scales, as SVG; no library needed."""
+"""A plot of lines on two logarithmic scales, as SVG; a library for it would weigh more than all that is measured."""
 
 import math
 from typing import List, NamedTuple, Sequence, Tuple
@@ -6,13 +6,14 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 460, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 34, 74
+ASIDE = 50  # between nothing and the beginning of a logarithmic scale, which has no 0
 STYLE = """<style>
 text { font: 12px sans-serif; fill: #333 } .title { font-weight: bold } .axis { stroke: #333 } .grid { stroke: #ddd }
 </style>"""
 
 
 class Line(NamedTuple):
-    """One curve; a dashed one is what the others are measured against."""
+    """One curve; a dashed one is what the others are measured against. A point across 0 is drawn aside."""
 
     name: str
     points: Sequence[Tuple[float, float]]
@@ -40,11 +41,12 @@ def _panel(panel: Panel, shift: int) -> str:
     across = _Scale([x for x, _ in points], LEFT, WIDTH - RIGHT)
     up = _Scale([y for _, y in points], HEIGHT - BOTTOM, TOP)
     parts = [f'<text class="title" x="{LEFT}" y="20">{escape(panel.title)}</text>']
-    for value in across.decades():
+    for value in sorted({x for x, _ in points if not x}) + across.decades():
+        name = f"{value:,}" if value else "none"
         parts.append(
             f'<line class="grid" x1="{across(value)}" x2="{across(value)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
         )
-        parts.append(f'<text x="{across(value)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:,}</text>')
+        parts.append(f'<text x="{across(value)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{name}</text>')
     for value in up.decades():
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(value)}" y2="{up(value)}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{up(value) + 4}" text-anchor="end">{value:,}</text>')
@@ -59,7 +61,7 @@ def _panel(panel: Panel, shift: int) -> str:
 def _line(line: Line, across: "_Scale", up: "_Scale") -> List[str]:
     dash = ' stroke-dasharray="5 4"' if line.dashed else ""
     places = [(across(x), up(y)) for x, y in line.points]
-    path = " ".join(f"{x},{y}" for x, y in places)
+    path = " ".join(f"{x},{y}" for (x, y), (value, _) in zip(places, line.points) if value)
     dots = [f'<circle cx="{x}" cy="{y}" r="3" fill="{line.colour}"/>' for x, y in places]
     return [f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"{dash}/>', *dots]
 
@@ -75,11 +77,14 @@ class _Scale:
     """A logarithmic scale from values to places."""
 
     def __init__(self, values: Sequence[float], start: float, end: float):
-        self._low = math.log10(min(values) / 1.15)
+        self._low = math.log10(min(filter(None, values)) / 1.15)
         self._high = math.log10(max(values) * 1.15)
-        self._start, self._end = start, end
+        self._none = start + ASIDE / 4
+        self._start, self._end = start if all(values) else start + ASIDE, end
 
     def __call__(self, value: float) -> float:
+        if not value:
+            return self._none
         share = (math.log10(value) - self._low) / (self._high - self._low)
         return round(self._start + share * (self._end - self._start), 1)
 
