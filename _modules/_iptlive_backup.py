@@ -17,8 +17,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
 from _iptlive_family import FAMILIES
-from _iptlive_model import HostError, InputError, plain
+from _iptlive_model import HostError, InputError
 from _iptlive_options import Options
+from _iptlive_printable import printable, printable_text
 
 STORED_NAMES = {
     "/etc/iptables/rules.v4": "debian-v4-rules",
@@ -46,9 +47,9 @@ def save(options: Options, dest: Any, retain: Any, returned: Any) -> Dict[str, A
     if returned not in (False, True, "packed"):
         raise InputError(f"returned: expected true, false or packed, got {returned!r}")
     saved = collect(options)
-    warnings = [plain(warning) for warning in saved.warnings]
+    warnings = [printable(warning) for warning in saved.warnings]
     if returned is True:
-        texts = {name: plain(data.decode("utf-8", "surrogateescape")) for name, data in saved.files.items()}
+        texts = {name: printable_text(data.decode("utf-8", "surrogateescape")) for name, data in saved.files.items()}
         return {"files": texts, "warnings": warnings}
     path, pruned = write(dest, retain, saved.files)
     sizes = {name: len(data) for name, data in saved.files.items()}

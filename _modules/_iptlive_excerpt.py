@@ -2,9 +2,10 @@
 
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from _iptlive_model import ChainPlan, StoredState, chain_key, plain
+from _iptlive_model import ChainPlan, StoredState, chain_key
 from _iptlive_owners import Owners, add
 from _iptlive_plan import lines_of
+from _iptlive_printable import printable
 
 MOST_LINES = 100  # of neighbours in one result: a job's return must stay small on ten thousand hosts
 LONGEST_RUN = 4  # foreign rules in a row that are shown one by one
@@ -104,7 +105,7 @@ def _lines(part: Changed, items: Sequence[_Item], hunk: range, owners: Owners) -
         shown += _run(part, items, run, owners)
         run = []
         if item:
-            entry = {"position": item.position, "rule": plain(item.rule), "line": item.line}
+            entry = {"position": item.position, "rule": printable(item.rule), "line": item.line}
             shown.append(dict(entry, action=item.action) if item.action else entry)
     return shown
 
@@ -116,7 +117,7 @@ def _run(part: Changed, items: Sequence[_Item], run: Sequence[int], owners: Owne
     if len(run) > LONGEST_RUN:
         head = NEAREST if run[0] > 0 and items[run[0] - 1].action else 0
         tail = NEAREST if run[-1] + 1 < len(items) and items[run[-1] + 1].action else 0
-    lines = [{"position": item.position, "rule": plain(item.rule), "owner": owner} for item, owner in named]
+    lines = [{"position": item.position, "rule": printable(item.rule), "owner": owner} for item, owner in named]
     if len(run) <= LONGEST_RUN:
         return lines
     left_out: Dict[str, int] = {}

@@ -12,9 +12,10 @@ import _iptlive_kernel as kernel
 import _iptlive_programs as programs
 from _iptlive_family import label
 from _iptlive_files import destination
-from _iptlive_model import BUILTIN, Chain, HostError, Table, chain_key, plain
+from _iptlive_model import BUILTIN, Chain, HostError, Table, chain_key
 from _iptlive_options import Options
 from _iptlive_owners import UNKNOWN, Owners, add
+from _iptlive_printable import printable, printable_text
 from _iptlive_stored import LONGEST_LINE
 from _iptlive_survey import survey
 
@@ -205,6 +206,6 @@ def _result(draft: Draft, written: bool) -> Dict[str, Any]:
         "written": written,
         "rules": draft.rules,
         "left_out": draft.left_out,
-        "warnings": [plain(warning) for warning in draft.warnings],
+        "warnings": [printable(warning) for warning in draft.warnings],
     }
-    return result if written else dict(result, text=plain(draft.text))
+    return result if written else dict(result, text=printable_text(draft.text))

@@ -6,9 +6,10 @@ from typing import Any, Dict, Iterable, List, Sequence, Tuple
 import _iptlive_kernel as kernel
 from _iptlive_excerpt import Changed, around
 from _iptlive_journal import Step
-from _iptlive_model import BUILTIN, StoredState, chain_key, plain
+from _iptlive_model import BUILTIN, StoredState, chain_key
 from _iptlive_owners import UNKNOWN, Owners, add
 from _iptlive_plan import lines_of
+from _iptlive_printable import printable
 from _iptlive_stored import ranges
 from _iptlive_survey import FamilyView, Survey, no_collections
 
@@ -21,7 +22,7 @@ def foreign(found: Survey, owners: Owners) -> Dict[str, List[Dict[str, Any]]]:
             for chain, state in content.items():
                 stored = view.states.get(table, {}).get(chain, StoredState(()))
                 rules = [
-                    {"position": at + 1, "rule": plain(rule), "owner": owners.of_rule(table, chain, rule)}
+                    {"position": at + 1, "rule": printable(rule), "owner": owners.of_rule(table, chain, rule)}
                     for at, (rule, line) in enumerate(zip(state.rules, lines_of(stored, state.rules)))
                     if line is None
                 ]
@@ -89,7 +90,7 @@ def annotate(answer: Dict[str, Any], found: Survey, owners: Owners, steps: Itera
     with no_collections():
         changed = _carried_out(found, steps) if steps else _changed(found)
         pictures = around(changed, owners) if answer["changes"] else {}
-        answer["warnings"] += [plain(warning) for warning in warnings(found, owners)]
+        answer["warnings"] += [printable(warning) for warning in warnings(found, owners)]
         return dict(answer, foreign=counts(found, owners), neighbours=pictures)
 
 

@@ -3,6 +3,7 @@
 from typing import Dict, NamedTuple, Optional, Tuple
 
 from _iptlive_family import label
+from _iptlive_printable import printable
 
 BUILTIN = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
@@ -36,12 +37,7 @@ Table = Dict[str, Chain]
 
 def chain_key(family: str, table: str, chain: str) -> str:
     """The name of a chain in results and in the ``chains`` option, like ``IPv4/filter/INPUT``."""
-    return f"{label(family)}/{table}/{chain}"
-
-
-def plain(text: str) -> str:
-    """A comment may hold bytes that are no UTF-8; JSON, Salt's transport and log files take none of them."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return f"{label(family)}/{table}/{printable(chain)}"
 
 
 def is_builtin(table: str, chain: str) -> bool:

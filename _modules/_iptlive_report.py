@@ -5,7 +5,8 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from _iptlive_family import label
 from _iptlive_journal import Entry, Step, since_boot
-from _iptlive_model import ChainPlan, Edit, Refusal, chain_key, plain
+from _iptlive_model import ChainPlan, Edit, Refusal, chain_key
+from _iptlive_printable import printable, printable_text
 from _iptlive_survey import Survey
 from _iptlive_update import Applied, RolledBack
 
@@ -32,7 +33,7 @@ def planned(found: Survey) -> Dict[str, Any]:
         },
         "changes": changes,
         "refusals": refusals,
-        "warnings": [plain(warning) for warning in dict.fromkeys(warnings)],
+        "warnings": [printable(warning) for warning in dict.fromkeys(warnings)],
     }
 
 
@@ -59,7 +60,7 @@ def done(steps: Iterable[Step]) -> Dict[str, List[Dict[str, Any]]]:
 def applied(result: Applied, settled: Optional[Entry]) -> Dict[str, Any]:
     """The result of ``apply``; ``settled`` is the update after waiting for its confirmation, where it needs one."""
     answer = dict(planned(result.found), applied=False)
-    answer["warnings"] += [plain(note) for note in result.notes]
+    answer["warnings"] += [printable(note) for note in result.notes]
     written: Iterable[str] = result.written
     if result.refused:
         answer.update(status="refused", changes={}, refusals=refused([result.refused]))
@@ -90,7 +91,7 @@ def rolled_back(result: RolledBack) -> Dict[str, Any]:
         "applied": result.done and bool(changes),
         "changes": changes,
         "refusals": refusals,
-        "warnings": [plain(warning) for _, plan in result.plans for warning in plan.warnings],
+        "warnings": [printable(warning) for _, plan in result.plans for warning in plan.warnings],
     }
 
 
@@ -101,7 +102,7 @@ def update(entry: Entry) -> Dict[str, Any]:
         "id": entry.id,
         "state": "confirmed" if entry.state == "done" else entry.state,
         "started": entry.started,
-        "reason": plain(entry.reason),
+        "reason": printable(entry.reason),
         "seconds": entry.seconds,
         "seconds_left": left,
         "checks": list(entry.checks),
@@ -110,7 +111,7 @@ def update(entry: Entry) -> Dict[str, Any]:
 
 
 def _edit(edit: Edit) -> Dict[str, Any]:
-    entry = {"action": edit.action, "position": edit.position, "rule": plain(edit.rule), "line": edit.line}
+    entry = {"action": edit.action, "position": edit.position, "rule": printable(edit.rule), "line": edit.line}
     if edit.moved:
         entry["moved"] = True
     if edit.was is not None:
@@ -121,24 +122,29 @@ def _edit(edit: Edit) -> Dict[str, Any]:
 def _refusal(refusal: Refusal) -> Dict[str, Any]:
     entry = {
         "reason": refusal.reason,
-        "rules": [plain(rule) for rule in refusal.rules],
+        "rules": [printable(rule) for rule in refusal.rules],
         "lines": list(refusal.lines),
-        "message": plain(refusal.message),
-        "hint": plain(refusal.hint),
+        "message": printable(refusal.message),
+        "hint": printable(refusal.hint),
     }
     if refusal.reason in ("foreign_between", "no_anchor"):
         entry["anchors"] = {"above": _anchor(refusal.above), "below": _anchor(refusal.below)}
-        entry["foreign"] = [plain(rule) for rule in refusal.foreign[:MOST_FOREIGN]]
+        entry["foreign"] = [printable(rule) for rule in refusal.foreign[:MOST_FOREIGN]]
         entry["foreign_count"] = len(refusal.foreign)
     return entry
 
 
 def _anchor(rule) -> Any:
-    return None if rule is None else plain(rule)
+    return None if rule is None else printable(rule)
 
 
 def file_change(source: str, path: str, old: Optional[bytes], new: bytes) -> Dict[str, str]:
     """A stored file that is to be written, or was."""
-    lines = [text.decode("utf-8", "backslashreplace").splitlines() for text in (old or b"", new)]
+    lines = [_lines(old or b""), _lines(new)]
     diff = "\n".join(difflib.unified_diff(*lines, fromfile=path, tofile=source, lineterm=""))
     return {"source": source, "diff": diff or "only line ends differ" if old is not None else "new file"}
+
+
+def _lines(data: bytes) -> List[str]:
+    text = data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    return printable_text(text[:-1] if text.endswith("\n") else text).split("\n")

@@ -12,9 +12,10 @@ import _iptlive_kernel as kernel
 import _iptlive_programs as programs
 from _iptlive_canonical import canonical
 from _iptlive_family import label
-from _iptlive_model import BUILTIN, Chain, ChainPlan, Edit, Refusal, StoredState, Table, chain_key, is_builtin, plain
+from _iptlive_model import BUILTIN, Chain, ChainPlan, Edit, Refusal, StoredState, Table, chain_key, is_builtin
 from _iptlive_options import Options
 from _iptlive_plan import plan_chain
+from _iptlive_printable import printable
 from _iptlive_references import undeclared
 from _iptlive_rules import targets
 from _iptlive_sandbox import OnDemand
@@ -156,7 +157,7 @@ def _refuse_jump(key: str, edit: Edit, missing: Set[str]) -> ChainPlan:
         (edit.rule,),
         (edit.line,),
     )
-    log.error("%s (%s)", plain(refusal.message), plain(refusal.hint))
+    log.error("%s (%s)", printable(refusal.message), printable(refusal.hint))
     return ChainPlan(refusals=(refusal,))
 
 
@@ -175,13 +176,13 @@ def _live_chain(table: str, chain: str, live: Table) -> Optional[Chain]:
 
 def _log_plan(key: str, state: StoredState, plan: ChainPlan) -> None:
     for refusal in plan.refusals:
-        log.error("%s (%s)", plain(refusal.message), plain(refusal.hint))
+        log.error("%s (%s)", printable(refusal.message), printable(refusal.hint))
     for warning in plan.warnings:
         log.warning("%s", warning)
     if plan.edits:
         log.info("For chain %s, all deletes are performed first", key)
     for edit in plan.edits:
-        log.info("For chain %s, %s at position %s: '%s'", key, edit.action, edit.position, plain(edit.rule))
+        log.info("For chain %s, %s at position %s: '%s'", key, edit.action, edit.position, printable(edit.rule))
     if not plan.edits and not plan.refusals:
         log.debug("For chain %s, all %d stored rules matched, no further checks needed", key, len(state.rules))
 

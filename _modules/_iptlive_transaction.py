@@ -10,7 +10,8 @@ import _iptlive_programs as programs
 from _iptlive_align import align
 from _iptlive_family import label
 from _iptlive_journal import Step
-from _iptlive_model import Chain, ChainPlan, HostError, Table, chain_key, plain
+from _iptlive_model import Chain, ChainPlan, HostError, Table, chain_key
+from _iptlive_printable import printable
 from _iptlive_rules import print_list, targets
 from _iptlive_survey import RefusedError
 from _iptlive_undo import plan_inverse
@@ -86,7 +87,7 @@ class Transaction:
         if not sent.plans or (sent.done.status and not stands(step, now)):
             raise gate.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
         if sent.done.status:
-            said = plain(sent.done.err.strip())
+            said = printable(sent.done.err.strip())
             log.warning("%s: the update was made, although the program said: %s", self._name, said)
         self._verify(step, now)
         step = step._replace(state="committed")

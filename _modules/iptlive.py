@@ -98,6 +98,7 @@ import _iptlive_watchdog as watchdog
 import salt.utils.args
 import salt.utils.files
 from _iptlive_model import HostError, InputError
+from _iptlive_printable import printable_text
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 # A minion's parent process (beacons, the scheduler) outlives a sync of the modules. Forgotten here, the private rooms
@@ -461,7 +462,7 @@ def graph(form="dot", path=None, **options):
     with _salt_errors():
         settings, known = _options(options)
         pictures = [grapher.picture(view, known) for view in picturing.views(survey.survey(settings))]
-        text = report.plain(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
+        text = printable_text(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
         if form == "svg":
             text = picturing.svg(text)
         if path is None:
@@ -599,8 +600,8 @@ def _salt_errors():
     try:
         yield
     except InputError as err:
-        raise SaltInvocationError(str(err)) from err
+        raise SaltInvocationError(printable_text(str(err))) from err
     except HostError as err:
-        raise CommandExecutionError(report.plain(str(err))) from err
+        raise CommandExecutionError(printable_text(str(err))) from err
     except OSError as err:  # a full disk below /tmp, for one, or no process more
-        raise CommandExecutionError(f"the host refused: {err}") from err
+        raise CommandExecutionError(printable_text(f"the host refused: {err}")) from err

@@ -16,20 +16,23 @@ a rule is its position in the chain as it will be. A refusal shows the rules in 
 There are colours on a terminal only (``--no-color`` and ``--force-color`` are honoured), and lines are broken to fit
 its width. Thousands of changes are summarised; ``--out=json`` has them all.
 
-This file uses no other of the project: outputters also run where its modules are not (on the master).
+What hosts answer is held against its shape first: one that answers something else is told of in a line of its own.
 """
 
 import shutil
 import sys
 import textwrap
 
+import _iptlive_answers as answers
 import salt.output
 import salt.utils.color
+from _iptlive_printable import brief, clean, printable
 
 __virtualname__ = "iptlive"
 
 MOST_STEPS = 20  # of one chain that are listed where its neighbourhoods are not given
 MOST_FOREIGN = 6  # foreign rules of one refusal that are shown
+LONGEST = 20_000  # characters of one text that are shown; a rule has 10,239 at most
 NARROW = 30  # columns left for a rule: with fewer it gets lines of its own
 SIGNS = {"insert": "+", "delete": "-"}
 HEADLINES = {"in_sync": ("GREEN", "in sync"), "refused": ("LIGHT_RED", "refused; nothing is changed")}
@@ -53,9 +56,10 @@ def output(data, **kwargs):  # pylint: disable=unused-argument
         salt-call --local iptlive.plan --out=iptlive
     """
     page = Page(_colors(), _width())
+    data = clean(data)
     if not isinstance(data, dict):
         return _other(data)
-    if is_report(data):
+    if answers.fits(data, answers.REPORT):
         show_report(page, data)
         return page.text()
     for minion, result in data.items():
@@ -79,36 +83,18 @@ def _other(data):
 
 def show(page, minion, result):
     """One minion's result, whatever it is."""
-    if is_plan(result):
+    if answers.fits(result, answers.PLAN):
         show_plan(page, minion, result)
-    elif is_states(result):
+    elif isinstance(result, dict) and {"status", "changes", "refusals"} <= set(result):
+        page.line(f"{minion}: an answer that is no plan: {brief(result)}", color="LIGHT_RED")
+    elif result and answers.fits(result, answers.STATES):
         show_states(page, minion, result)
-    elif is_foreign(result):
+    elif result and answers.fits(result, answers.FOREIGN):
         show_foreign(page, minion, result)
     elif isinstance(result, str):
         page.line(f"{minion}: {result}", color="LIGHT_RED")
     else:
         page.raw(_other({minion: result}))
-
-
-def is_plan(result):
-    return isinstance(result, dict) and {"status", "changes", "refusals"} <= set(result)
-
-
-def is_states(result):
-    return _all_values(result, lambda value: isinstance(value, dict) and {"result", "changes", "comment"} <= set(value))
-
-
-def is_foreign(result):
-    return _all_values(result, lambda value: isinstance(value, list) and all("owner" in rule for rule in value))
-
-
-def is_report(data):
-    return {"hosts", "summary"} <= set(data)
-
-
-def _all_values(result, fits):
-    return isinstance(result, dict) and bool(result) and all(map(fits, result.values()))
 
 
 class Page:
@@ -144,7 +130,9 @@ class Page:
 
     def _put(self, first, others, text, color):
         start, end = (self._colors[color], self._colors["ENDC"]) if color else ("", "")
-        self._lines += [f"{start}{line.rstrip()}{end}" for line in self._broken(first, others, _printable(text))]
+        self._lines += [
+            f"{start}{line.rstrip()}{end}" for line in self._broken(first, others, printable(text[:LONGEST]))
+        ]
 
     def _broken(self, first, others, text):
         if not self._width or len(first) + len(text) <= self._width:
@@ -318,7 +306,7 @@ def _show_state(page, state):
     for chain, steps in state["changes"].items():
         page.gap()
         page.line(chain, color="CYAN", indent=4)
-        for step in steps[:MOST_STEPS] if isinstance(steps, list) else [str(steps)]:
+        for step in map(str, steps[:MOST_STEPS] if isinstance(steps, list) else [steps]):
             sign = next((sign for action, sign in SIGNS.items() if f"{action} " in step[:14]), "*")
             color = {"+": "GREEN", "-": "RED"}.get(sign, "YELLOW")
             page.line(f"{sign} {step}", color=color, indent=6)
@@ -371,11 +359,6 @@ def _reported(found):
     if found.get("error"):
         return "{:<9}  {}".format(status, found["error"])
     return "{:<9}  {}".format(status, _number(found["changes"], "change")) if found.get("changes") else status
-
-
-def _printable(text):
-    """A rule's comment or a host's name may hold what a terminal would obey, or what turns the line round."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _owners(numbers):

@@ -10,6 +10,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import salt.client
 import salt.client.ssh.client
+from _iptlive_printable import brief, clean, printable
+
+LONGEST_ERROR = 4000
 
 _PREFIX = re.compile(
     r"^(?:ERROR: |Error running '[\w.]+': |An Exception occurred while executing [\w.]+: "
@@ -133,9 +136,10 @@ def _ssh_answer(host: str, reply: Any) -> Answer:
 
 
 def _answer(host: str, said: Any) -> Answer:
+    """What a host said, whatever it is, as what can be shown."""
     if isinstance(said, dict):
-        return Answer(host, value=said)
-    text = _PREFIX.sub("", str(said).strip())
+        return Answer(host, value=clean(said))
+    text = printable(_PREFIX.sub("", brief(said)[:LONGEST_ERROR].strip()))
     return Answer(host, error=text or "an empty answer")
 
 

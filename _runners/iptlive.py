@@ -15,19 +15,20 @@ Each returns a mapping with ``retcode``, which becomes salt-run's exit status; w
 done at all, are told in ``error``.
 """
 
-import base64
 import functools
 import os
 import re
 import sys
 import tempfile
 import time
-import zlib
 
+import _iptlive_answers as answers_room
+import _iptlive_archive as archive
 import _iptlive_fleet as fleet
 import _iptlive_keyscan as keyscan
 import _iptlive_known_hosts as known_hosts_room
 import salt.roster
+from _iptlive_printable import brief, printable_name
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "iptlive"
@@ -38,9 +39,7 @@ TRUST_WARNING = (
     "ones you expect."
 )
 STATUSES = ("in_sync", "changes", "refused", "error", "no_answer")
-LARGEST = 1 << 30  # what a host may make us unpack
 
-_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,100}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][\w.:@+-]{0,250}", re.ASCII)
 
 
@@ -102,7 +101,7 @@ def backup(tgt, tgt_type="glob", ssh=False, dest=".", batch=None, timeout=None):
             files = _files(targets, answer)
             _write(folder, answer.host, files)
         except (_FailedError, OSError) as err:
-            failed[answer.host] = str(err)
+            failed[printable_name(answer.host)] = str(err)
             _say(f"{answer.host!a}: failed: {err}")
             continue
         saved[answer.host] = {"files": len(files), "bytes": sum(map(len, files.values()))}
@@ -155,7 +154,7 @@ def report(tgt, tgt_type="glob", ssh=False, batch=None, timeout=None, changes_ok
         salt-run iptlive.report 'web*' ssh=True --out=json
     """
     targets = _targets(tgt, tgt_type, ssh, batch, timeout)
-    hosts = {answer.host: _reported(answer) for answer in fleet.ask(__opts__, targets, "iptlive.plan")}
+    hosts = {printable_name(answer.host): _reported(answer) for answer in fleet.ask(__opts__, targets, "iptlive.plan")}
     found = [host["status"] for host in hosts.values()]
     summary = {status: found.count(status) for status in STATUSES if status in found}
     good = {"in_sync", "changes"} if changes_ok else {"in_sync"}
@@ -167,8 +166,8 @@ def _reported(answer):
     if answer.error:
         return {"status": "no_answer" if answer.silent else "error", "error": answer.error}
     plan = answer.value
-    if plan.get("status") not in STATUSES:
-        return {"status": "error", "error": f"an answer that is no plan: {str(plan)[:200]}"}
+    if not answers_room.fits(plan, answers_room.PLAN):
+        return {"status": "error", "error": f"an answer that is no plan: {brief(plan)}"}
     refusals = [
         {"chain": chain, **{key: refusal.get(key, "") for key in ("reason", "message", "hint")}}
         for chain, chain_refusals in plan["refusals"].items()
@@ -366,41 +365,31 @@ def _files(targets, answer):
     # Asked by its own name, which also is what its folder will be called: it must be one.
     if not _HOST_NAME.fullmatch(answer.host):
         raise _FailedError("the host's name cannot be the name of a folder")
-    parts = [answer.value]
-    while len(parts) < _number(answer.value, "parts"):
+    if not answers_room.fits(answer.value, answers_room.BACKUP):
+        raise _FailedError(f"an answer that is no backup: {brief(answer.value)}")
+    number = answer.value["parts"]
+    if not 0 < number <= archive.MOST_PARTS:
+        raise _FailedError(f"a backup of {number} parts; {archive.MOST_PARTS} are taken at most")
+    parts = [_archive(answer.value, number, 0)]
+    while len(parts) < number:
         one = targets._replace(tgt=[answer.host], tgt_type="list", batch=None)
-        asked = fleet.ask(__opts__, one, "iptlive.backup_part", path=answer.value.get("path"), part=len(parts))
-        more = next(iter([*asked]), fleet.silence(answer.host))
+        asked = fleet.ask(__opts__, one, "iptlive.backup_part", path=answer.value["path"], part=len(parts))
+        more = next((found for found in [*asked] if found.host == answer.host), fleet.silence(answer.host))
         if more.error:
             raise _FailedError(more.error)
-        parts.append(more.value)
-    return _unpacked("".join(str(part.get("archive")) for part in parts))
-
-
-def _number(value, key):
-    number = value.get(key)
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 10000:
-        raise _FailedError(f"an answer that is no backup: {str(value)[:200]}")
-    return number
-
-
-def _unpacked(archive):
-    """Files by name; a host may have sent anything."""
+        parts.append(_archive(more.value, number, len(parts)))
     try:
-        unpacker = zlib.decompressobj()
-        rest = unpacker.decompress(base64.b64decode(archive, validate=True), LARGEST)
-        if not unpacker.eof:
-            raise ValueError("not complete")
-        files = {}
-        while rest:
-            head, _, rest = rest.partition(b"\n")
-            name, length = head.decode("ascii").split(" ")
-            if not _FILE_NAME.fullmatch(name) or not 0 <= int(length) <= len(rest):
-                raise ValueError(f"a file {name!a} of {length} bytes")
-            files[name], rest = rest[: int(length)], rest[int(length) :]
-    except (ValueError, zlib.error) as err:
+        return archive.unpacked("".join(parts))
+    except ValueError as err:
         raise _FailedError(f"the backup that came is damaged: {err}") from err
-    return files
+
+
+def _archive(part, parts, number):
+    """The text of one part."""
+    fits = answers_room.fits(part, answers_room.BACKUP_PART) and (part["parts"], part["part"]) == (parts, number)
+    if not fits or len(part["archive"]) > archive.LONGEST_PART:
+        raise _FailedError(f"an answer that is no part of a backup: {brief(part)}")
+    return part["archive"]
 
 
 def _write(folder, host, files):

@@ -31,6 +31,7 @@ import salt.utils.args
 import salt.utils.json
 import salt.utils.stringutils
 import salt.utils.templates
+from _iptlive_printable import clean, printable_text
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "iptlive"
@@ -284,11 +285,10 @@ def _remote(function, names=None, **arguments):
         stdout, stderr = stdout.replace(place, salt.utils.json.dumps(name)[1:-1]), stderr.replace(place, name)
     try:
         answer = salt.utils.json.find_json(stdout)["local"]
-        value = answer["return"]
-    except (ValueError, KeyError, TypeError):
+        value, status = answer["return"], max(int(retcode), int(answer.get("retcode", 0)))
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = stderr.strip() or stdout.strip() or f"exit status {retcode}"
-        raise CommandExecutionError(said.replace(f"Error running '{argv[0]}': ", "")) from None
-    status = max(int(retcode), int(answer.get("retcode", 0)))
+        raise CommandExecutionError(printable_text(said.replace(f"Error running '{argv[0]}': ", ""))) from None
     __context__["retcode"] = status
     # In this form salt-ssh of every version passes on a value together with its return code.
-    return {"local": {"return": value, "retcode": status}}
+    return {"local": {"return": clean(value), "retcode": status}}

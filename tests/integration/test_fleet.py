@@ -237,10 +237,11 @@ def test_over_salt_ssh_single_functions_have_the_stored_files_of_the_master(flee
 
 
 # What a host that is not ours any more might send: (its answer, what the report says of it).
+PART = {"parts": 1, "part": 0, "path": "/var/backup"}
 HOSTILE = [
-    ({"parts": 1, "archive": "../../x"}, "damaged"),
-    ({"parts": 1, "archive": base64.b64encode(b"not zlib").decode()}, "damaged"),
-    ({"parts": 10**9, "archive": ""}, "no backup"),
+    ({**PART, "archive": "../../x"}, "damaged"),
+    ({**PART, "archive": base64.b64encode(b"not zlib").decode()}, "damaged"),
+    ({**PART, "archive": "", "parts": 10**9}, "a backup of 1000000000 parts"),
     ({"parts": "many"}, "no backup"),
     ({"files": 1}, "no backup"),
     (["a list"], "a list"),

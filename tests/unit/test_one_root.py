@@ -21,3 +21,9 @@ def test_nothing_else_is_served():
         "iptlive"
     }
     assert {path.suffix for path in served if path.parts[0] == "iptlive"} <= {".sls", ".jinja"}
+
+
+def test_a_private_name_is_one_file_only():
+    """One process may load modules, runners and outputters: Python knows each private name once."""
+    files = {path.name: {other.resolve() for other in REPO.glob(f"*/{path.name}")} for path in REPO.glob("_*/_*.py")}
+    assert not {name: found for name, found in files.items() if len(found) > 1}

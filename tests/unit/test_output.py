@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import salt.utils.color
+from _iptlive_printable import printable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_every_rule_is_there_and_every_line_fits(hunk, width, color):
     assert max(map(len, plain.split("\n"))) <= width
     for line in hunk:
         if "rule" in line:
-            assert squeezed(outputter._printable(line["rule"])) in squeezed(plain)
+            assert squeezed(printable(line["rule"])) in squeezed(plain)
 
 
 def test_numbers_are_of_the_chain_as_it_will_be_where_what_goes_has_none():
@@ -124,7 +125,7 @@ def test_a_refusal_shows_what_is_in_the_way_and_the_cure(listed, count):
                 "changes": {INPUT: [step("insert")]},
                 "applied": True,
                 "id": "7-1",
-                "confirm": {"state": "pending", "seconds_left": 42.4},
+                "confirm": {"state": "pending", "seconds_left": 42},
             },
             "1 change made; to be confirmed within 42 seconds (iptlive.confirm 7-1)",
         ),

@@ -1,0 +1,1 @@
+../_output/_iptlive_answers.py

@@ -1,0 +1,1 @@
+../../_runners/_iptlive_archive.py
