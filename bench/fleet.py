@@ -5,7 +5,7 @@ import sys
 import time
 
 from bench import cases
-from lab.fleet import BASE, Fleet
+from lab.fleet import Fleet
 from lab.host import REPO
 
 STORED = 20
@@ -48,7 +48,7 @@ def _sizes(fleet):
 
 
 def _on_master(fleet, job):
-    options = json.dumps({"config": BASE + "/master", **job})
+    options = json.dumps({"config": fleet.daemons["master"].config_file, **job})
     argv = [sys.executable, "-m", "bench.fleet_inside", options]
     done = fleet.master.run(argv, timeout=PATIENCE, env={"PYTHONPATH": str(REPO)})
     return json.loads(done.stdout.splitlines()[-1])

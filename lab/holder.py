@@ -4,11 +4,13 @@ Keeps the namespaces of a throw-away host alive until stdin ends.
 Two processes.  The inner one is process 1 of the host's PID namespace: it prepares the mounts, prints its process id
 as the machine sees it, and waits.  When its stdin is closed, or the program that started it dies, which closes it too,
 it exits; the kernel then kills everything that runs in the host and frees its mounts and its network with all rules.
-The outer one waits for that and removes what the kernel does not: the control groups of a Docker daemon.
+The outer one makes the directory that the host shares with the machine, waits for that end, and removes what the
+kernel does not: this directory, and the control groups of a Docker daemon.
 """
 
 import glob
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,8 +86,11 @@ def remove_cgroups(name):
 def main(backend):
     namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child"]
     host = [sys.executable, "-I", "-S", __file__, "inside", backend]
+    name = f"iptlive-lab-{os.getpid()}"
+    os.mkdir("/tmp/" + name)
     done = subprocess.run(["unshare", *namespaces, "--", *host], check=False)
-    remove_cgroups(f"iptlive-lab-{os.getpid()}")
+    remove_cgroups(name)
+    shutil.rmtree("/tmp/" + name)
     sys.exit(done.returncode)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 REPO = Path(__file__).resolve().parent.parent
+PROGRAMS = Path(sys.executable).parent
 BACKENDS = ("nft", "legacy")
 SCRATCH = "/run/lab"
 FILE_ROOTS = [SCRATCH + "/checkout/salt"]
@@ -73,8 +74,8 @@ class Reply(NamedTuple):
     log: list
 
 
-class SaltCall(NamedTuple):
-    """What the ``salt-call`` program printed (``value``: its JSON, None if there was none) and its exit status."""
+class Done(NamedTuple):
+    """What a Salt program printed (``value``: its JSON, None where it printed none) and its exit status."""
 
     value: Any
     retcode: int
@@ -107,6 +108,8 @@ class Host:
         )
         # Control groups belong to the machine, whatever the namespace: the holder removes the ones below this name.
         self.cgroup = f"iptlive-lab-{self._holder.pid}"
+        # A directory of the machine, for what is written here and read in the host; the holder removes it too.
+        self.shared = Path("/tmp", self.cgroup)
         self.pid = self._holder.stdout.readline().decode().strip()
         if not self.pid:
             _, stderr = self._holder.communicate()
@@ -275,10 +278,10 @@ class Host:
         if pillar is not None:
             self.write(SCRATCH + "/pillar/lab.sls", json.dumps(pillar))
             self.write(SCRATCH + "/pillar/top.sls", json.dumps({"base": {"*": ["lab"]}}))
-        program = Path(sys.executable).parent / "salt-call"
+        program = PROGRAMS / "salt-call"
         options = ["--local", "--config-dir", str(Path(config).parent), "--out=json", "--retcode-passthrough"]
         done = self.run([program] + options + list(args), timeout=timeout, check=check)
-        return SaltCall(_local_value(done.stdout), done.returncode, done.stdout, done.stderr)
+        return Done(_local_value(done.stdout), done.returncode, done.stdout, done.stderr)
 
 
 class Agent:
@@ -292,7 +295,7 @@ class Agent:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={"PATH": "{}:{}".format(Path(sys.executable).parent, ENVIRONMENT["PATH"])},
+            env={"PATH": "{}:{}".format(PROGRAMS, ENVIRONMENT["PATH"])},
         )
 
     def ask(self, request, timeout):

@@ -19,11 +19,11 @@ from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
 from lab.docker import Docker, docker_rules
-from lab.fleet import BASE, PROGRAMS, Fleet
-from lab.host import Host
+from lab.fleet import Fleet
+from lab.host import PROGRAMS, Host
 from lab.neighbours import Fail2ban, load_kube
 
-SALT_CALL = [Path(sys.executable).parent / "salt-call", "--local", "--config-dir=/run/lab/salt", "--log-level=quiet"]
+SALT_CALL = [PROGRAMS / "salt-call", "--local", "--config-dir=/run/lab/salt", "--log-level=quiet"]
 PATH = "/etc/iptables/rules.v4"
 # Rich's own, but for a font from elsewhere.
 FRAME = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
@@ -112,7 +112,7 @@ def report_screen(folder):
             host.write(PATH, text)
         docker_rules(fleet.minions["m3"])
         fleet.pillar({"iptlive": {"families": ["ipv4"]}})
-        report = [PROGRAMS / "salt-run", "--config-dir", BASE, "--log-level=quiet", "iptlive.report", "*"]
+        report = [PROGRAMS / "salt-run", "--config-dir", fleet.config_dir, "--log-level=quiet", "iptlive.report", "*"]
         printed = on_terminal(fleet.master, report, 110)
         (folder / "report.svg").write_text(svg(printed, "salt-run iptlive.report '*'"))
 

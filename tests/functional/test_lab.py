@@ -41,7 +41,8 @@ def machine():
 
 def left_of(pids, cgroup):
     processes = [pid for pid in pids if Path("/proc", pid).exists()]
-    return processes + [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{cgroup}")]
+    shared = [path for path in [Path("/tmp", cgroup)] if path.exists()]
+    return processes + [str(path) for path in (*shared, *Path("/sys/fs/cgroup").glob(f"**/{cgroup}"))]
 
 
 def test_rules_files_and_addresses_stay_inside(host):

@@ -17,8 +17,7 @@ import pytest
 
 from lab.demo import AT_BOOT, EXTENDED, NEW_RULES, STORED_V6
 from lab.docker import docker_rules
-from lab.fleet import BASE, HOME, PROGRAMS
-from lab.host import ENVIRONMENT, Host, minion_options
+from lab.host import ENVIRONMENT, PROGRAMS, Host, minion_options
 
 RULES_V4, RULES_V6 = "/etc/iptables/rules.v4", "/etc/iptables/rules.v6"
 # Connections between minions and master are older than the rules, and than the kernel's tracking.
@@ -73,7 +72,7 @@ def site(whole_fleet, hosts):
     for host in (alone, whole_fleet.master):
         host.run(["rm", "-rf", "/etc/salt"])
     alone.write("/etc/salt/minion", json.dumps(minion_options("/run/lab/salt")))
-    whole_fleet.master.run(["ln", "-s", BASE, "/etc/salt"])
+    whole_fleet.master.run(["ln", "-s", whole_fleet.config_dir, "/etc/salt"])
     whole_fleet.master.run(["mkdir", "-p", "/var/backups"])
     whole_fleet.master.write("/run/lab/host-list.json", json.dumps(HOST_LIST))
     whole_fleet.master.write("/run/lab/states/top.sls", json.dumps({"base": {"*": ["iptlive"]}}))
@@ -171,8 +170,7 @@ def filled_in(text, site, update):
     if "--roster-file" not in text:
         text = re.sub(r"\bweb(?=[\d*])", ours, text)
     if "SHA256:..." in text:
-        key = site.fleet.ssh_hosts["s1"].run(["ssh-keygen", "-l", "-f", HOME + "/ssh_host_ed25519_key.pub"]).stdout
-        text = text.replace("SHA256:...", f'"{key.split()[1]}"').replace("'s*'", "s1")
+        text = text.replace("SHA256:...", f'"{site.fleet.fingerprint("s1")}"').replace("'s*'", "s1")
     return text.replace(UPDATE, update or "")
 
 

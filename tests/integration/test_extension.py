@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from lab.fleet import PROGRAMS
-from lab.host import REPO, Host
+from lab.host import PROGRAMS, REPO, Host
 
 STORED = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n"
 PARTS = ["pyproject.toml", "README.md", "LICENSE", "extension", "wrapper"]

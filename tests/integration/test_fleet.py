@@ -4,6 +4,7 @@ import base64
 import json
 import re
 
+import psutil
 import pytest
 
 HEAD = "*filter\n:INPUT ACCEPT [0:0]\n"
@@ -101,21 +102,22 @@ def test_a_host_that_is_down_is_reported_and_the_others_are_done(mixed):
 
 
 def test_a_minion_that_is_too_slow_is_reported(mixed):
-    slow = mixed.minions["m4"]
-    # Not the oldest, which only watches: who started it would be stopped with it.
-    pids = slow.run(["pgrep", "-f", "salt-minion"]).stdout.split()[1:]
-    slow.run(["kill", "-STOP", *pids])
+    entered = psutil.Process(mixed.daemons["m4"].pid)
+    processes = entered.children(recursive=True)
+    for process in processes:
+        process.suspend()
     try:
         done = mixed.salt_run("iptlive.report", "*", "timeout=3")
         found = {name: host["status"] for name, host in done.value["hosts"].items()}
         assert found == {"m1": "in_sync", "m2": "changes", "m3": "refused", "m4": "no_answer"}
     finally:
-        slow.run(["kill", "-CONT", *pids])
+        for process in [*processes, entered]:  # nsenter stops with its child
+            process.resume()
 
 
 def test_a_minion_without_the_modules_is_told_what_to_do(mixed):
     new = mixed.minions["m2"]
-    new.run(["find", "/run/lab/fleet/cache/extmods", "-name", "*iptlive*", "-delete"])
+    new.run(["find", mixed.daemons["m2"].config["extension_modules"], "-name", "*iptlive*", "-delete"])
     mixed.salt("m2", "saltutil.refresh_modules", "async=False")
     told = mixed.salt_run("iptlive.report", "m2").value["hosts"]["m2"]
     assert told["status"] == "error"
@@ -251,7 +253,7 @@ HOSTILE = [
 
 def test_a_hostile_answer_is_written_nowhere(fleet):
     hostile = fleet.minions["m4"]
-    path = "/run/lab/fleet/cache/extmods/modules/iptlive.py"
+    path = fleet.daemons["m4"].config["extension_modules"] + "/modules/iptlive.py"
     own = hostile.read(path)
     try:
         for answer, message in HOSTILE:

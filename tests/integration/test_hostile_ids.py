@@ -17,7 +17,6 @@ from _iptlive_printable import printable_name
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lab.fleet import BASE
 from lab.host import REPO
 
 HOSTILE = [
@@ -288,11 +287,11 @@ def test_a_backup_of_anything_else_is_written_nowhere(tmp_path_factory, run, ans
 @pytest.fixture
 def roster(fleet):
     """``roster(names)``: salt-ssh knows one host, by all these names."""
-    path = BASE + "/roster"
-    own = fleet.master.read(path)
+    path = Path(fleet.config_dir, "roster")
+    own = path.read_text()
     address = {"host": "198.51.100.21", "user": "root"}
-    yield lambda names: fleet.master.write(path, json.dumps(dict.fromkeys(names, address)))
-    fleet.master.write(path, own)
+    yield lambda names: path.write_text(json.dumps(dict.fromkeys(names, address)))
+    path.write_text(own)
 
 
 def test_names_of_a_roster_lead_nowhere(fleet, roster):
@@ -316,10 +315,10 @@ def test_names_of_a_roster_lead_nowhere(fleet, roster):
     assert list(done.value["saved"]) == ["good"]
     assert "\n-" not in done.stderr
     assert backups(fleet) - before == {"{}/good/in-kernel-v4-rules-nat".format(done.value["path"])}
-    assert fleet.master.run(["find", "/run", "-name", "*stray*", "-type", "f"]).stdout == ""
+    assert fleet.master.run(["find", "/run", fleet.master.shared, "-name", "*stray*", "-type", "f"]).stdout == ""
 
 
 def backups(fleet):
     """The backups there are on the master, wherever they are."""
-    found = fleet.master.run(["find", "/run", "/etc", "/var", "-name", "in-kernel-v4-rules-nat"]).stdout
-    return set(found.splitlines())
+    places = ["/run", "/etc", "/var", fleet.master.shared]
+    return set(fleet.master.run(["find", *places, "-name", "in-kernel-v4-rules-nat"]).stdout.splitlines())

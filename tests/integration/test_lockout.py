@@ -93,25 +93,14 @@ def test_minions_cut_off(fleet):
     def killed_while_cut_off(minion):
         call = managed(fleet, minion, NO_MASTER, confirm=6, program=fleet.salt_to_some)
         rival_writes(minion)
-        kill_tree(minion, "salt-minion")
+        fleet.daemons[minion.name].terminate()  # SIGKILL, for all that descend from it too
         wait_until(lambda: NO_MASTER not in rules(minion), "the update was not undone")
         assert rules(minion) == [RIVAL, KEPT]
         call.join()
-        fleet.start_minion(minion)
-        fleet.wait_for_minions(minion.name)
+        fleet.start(minion.name)
         assert fleet.salt(minion.name, "iptlive.pending").value == {minion.name: {}}
 
     at_once(fleet.minions, cut_off, killed_while_cut_off)
-
-
-def kill_tree(host, name):
-    """SIGKILL for the oldest process of this name and for all that descend from it."""
-    root = host.run(["pgrep", "-o", "-f", name]).stdout.strip()
-    pairs = [line.split() for line in host.run(["ps", "-e", "-o", "pid=,ppid="]).stdout.splitlines()]
-    tree = [root]
-    for parent in tree:
-        tree += [pid for pid, above in pairs if above == parent]
-    host.run(["kill", "-9", *tree], check=False)
 
 
 def test_a_good_update_confirms_itself(fleet):

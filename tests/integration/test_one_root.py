@@ -45,7 +45,8 @@ def settings(remote):
 @pytest.fixture(scope="module")
 def fleet(settings):
     with Fleet(minions=1, ssh_hosts=1, **settings, file_roots={"base": [SCRATCH + "/states"]}) as fleet:
-        assert "iptlive" in str(fleet.salt_run("saltutil.sync_all").value)
+        # Again: the remote may have been fetched later than the master was up.
+        fleet.salt_run("saltutil.sync_all")
         yield fleet
 
 
