@@ -72,6 +72,10 @@ class Clone:
         self._judge = Judge(self._conversations, self._stage, blind, unsure_natives)
         return {"notes": self._replica.notes}
 
+    def add_sets(self, sets: list) -> dict:
+        self._stage.add_sets(Command(tuple(sets[0]), sets[1]))
+        return {}
+
     def edit(self, texts: dict, own: dict) -> dict:
         self._stage.edit(texts, own)
         return {}

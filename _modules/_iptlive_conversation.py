@@ -20,6 +20,7 @@ from _iptlive_tracer import Event, of
 from _iptlive_wire import Arrival, Wire, answer_datagrams, drop, is_connected, owned_socket
 
 _PORTS = range(20000, 60000)
+_DISCARD = 9  # a port that nobody answers on
 
 
 class Leg(NamedTuple):
@@ -63,6 +64,10 @@ class Conversations:
         """A session is there only after a whole conversation."""
         self._start()
         source_port = probe.source_port or self._port
+        if probe.source_port or (probe.protocol not in probing.WITH_PORTS and probe.protocol not in probing.ECHO):
+            self._wire.forget_connection(probe)
+        if packets.is_error_kind(probe.protocol, probe.icmp):
+            return self._complain(probe, source_port)
         if probe.interface:
             opened = self._from_outside(probe, source_port)
         elif probe.protocol == TCP:
@@ -106,10 +111,11 @@ class Conversations:
 
     def _with_neighbours(self, probe: Probe, outcome: Outcome, session: Optional[Session]) -> Opened:
         """IPv6 finds its neighbours by packets that the rules see: without them nobody is reached."""
-        if outcome.verdict != "accept" or not probe.whole or probe.family != "ipv6":
+        reaches = outcome.verdict == "accept" or (outcome.verdict == "reject" and probe.interface)
+        if not reaches or not probe.whole or probe.family != "ipv6":
             return outcome, session
         self._wire.forget()
-        failed = self._neighbours.missing(probe.interface, probe.destination, outcome.arrival)
+        failed = self._neighbours.missing(probe.interface, probe.source, outcome.arrival)
         if not failed:
             return outcome, session
         self._observe(NEIGHBOUR, lambda packet: packet.protocol == ICMPV6)
@@ -138,6 +144,36 @@ class Conversations:
             self._wire.listener(probe.family, probe.protocol, port)  # redirected to a port that nobody served yet
             return self._from_outside(probe, source_port + 1 if not probe.source_port else source_port)
         return self._received(probe, request, outcome, arrivals)
+
+    def _complain(self, probe: Probe, source_port: int) -> Opened:
+        """An ICMP error never comes alone: it is about a packet that went the other way just before."""
+        source = probe.source or self._wire.replica.route(probe.family, probe.destination).source
+        there, here = packets.pack(probe.destination), packets.pack(source)
+        about = packets.udp(source_port, _DISCARD, probing.MARK)
+        inner = packets.build(there, here, UDP, about, self._next())
+        self._from_there(probe, source, inner)
+        self._wire.forget()
+        if self._tracer:
+            self._tracer.forget()
+        payload = packets.icmp(*probe.icmp, 0, 0, inner)
+        raw = packets.build(here, there, probe.protocol, payload, self._next())
+        if probe.interface:
+            error = self._wire.inject(probe.interface, raw)
+        else:
+            error = self._wire.send_raw(probe.family, raw, probe.destination, probe.user)
+        arrivals = self._observe(REQUEST, lambda packet: packet.icmp == probe.icmp)
+        if error not in (0, errno.EPERM):
+            return probing.cannot_send(probe, error), None
+        outcome = probing.became(arrivals, lambda packet: packet.icmp == probe.icmp, lambda packet: "")
+        return outcome, None
+
+    def _from_there(self, probe: Probe, source: str, packet: bytes) -> None:
+        """As if the host at the destination sent it, be it this one."""
+        way = self._wire.replica.route(probe.family, probe.destination)
+        if way.type == "local":
+            self._wire.send_raw(probe.family, packet, source, (0, 0))
+        elif way.index:
+            self._wire.inject(self._wire.replica.name(way.index), packet)
 
     def _request(self, probe: Probe, source_port: int, number: int) -> Packet:
         source, destination = packets.pack(probe.source), packets.pack(probe.destination)
@@ -376,7 +412,7 @@ class Conversations:
 
     def _is_answered(self, probe: Probe, request: Packet) -> bool:
         """Not what is sent to many, and not what asks nothing."""
-        if probe.protocol not in probing.WITH_PORTS and request.icmp != probing.ECHO.get(probe.protocol):
+        if probe.protocol not in probing.WITH_PORTS and (request.icmp or ()) != probing.ECHO.get(probe.protocol):
             return False
         if probe.destination not in self._to_many:
             kind = self._wire.replica.route(probe.family, probe.destination).type

@@ -160,9 +160,14 @@ def _with_payload(packet: Packet, payload: bytes) -> Packet:
 
 
 def is_error(packet: Packet) -> bool:
-    if packet.icmp is None:
+    return is_error_kind(packet.protocol, packet.icmp)
+
+
+def is_error_kind(protocol: int, kind: Optional[Tuple[int, int]]) -> bool:
+    """Whether an ICMP message of this type and code complains of another packet."""
+    if kind is None:
         return False
-    return packet.icmp[0] in _ICMP_ERRORS if packet.protocol == ICMP else packet.icmp[0] < 128
+    return kind[0] in _ICMP_ERRORS if protocol == ICMP else protocol == ICMPV6 and kind[0] < 128
 
 
 def error_name(packet: Packet) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import _iptlive_netlink as netlink
 from _iptlive_family import FAMILIES, label
@@ -106,8 +106,12 @@ class _Rules(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_clone(tools: Sequence[Tools], stand_ins: Sequence[str] = ()) -> Iterator["Clone"]:
+def open_clone(
+    tools: Sequence[Tools], stand_ins: Sequence[str] = (), more_sets: Sequence[str] = ()
+) -> Iterator["Clone"]:
     """A clone of the network as it is now; the rules of all ``tools`` are read meanwhile.
+
+    ``stand_ins``: interfaces that are tried though the host lacks them; ``more_sets``: ipsets that only the edits name.
 
     Raises NoCloneError where nothing can be proved, HostError where the host's rules cannot be read.
     """
@@ -115,7 +119,7 @@ def open_clone(tools: Sequence[Tools], stand_ins: Sequence[str] = ()) -> Iterato
         child = stack.enter_context(_started())
         child.say({"families": [one.family for one in tools], "stand_ins": list(stand_ins), "path": SEARCH_PATH})
         started = time.monotonic()
-        rules = _read(tools)
+        rules = _read(tools, more_sets)
         clone = Clone(child, tools, rules)
         clone.milliseconds["read"] = 1000 * (time.monotonic() - started)
         yield clone
@@ -154,6 +158,9 @@ class Clone:
     def load_edits(self, edits: Dict[str, Sequence[str]]) -> None:
         """Carry out an update's own transactions, by family. Raises HostError with what the program says."""
         self._load()
+        missing = _named(text for texts in edits.values() for text in texts) - self.facts["sets"].keys()
+        if missing:
+            self._ask("add_sets", ([_program("ipset"), "restore", "-exist"], _sets(missing)))
         self._ask("edit", {family: list(texts) for family, texts in edits.items()}, self._own)
 
     def saved(self) -> Dict[str, Dict[str, Table]]:
@@ -294,7 +301,7 @@ def _name_users(pid: int) -> bool:
 # --- the host's rules ------------------------------------------------------------------------------------------------
 
 
-def _read(tools: Sequence[Tools]) -> _Rules:
+def _read(tools: Sequence[Tools], more_sets: Sequence[str]) -> _Rules:
     with ThreadPoolExecutor(2 * len(tools) + 1) as pool:
         own = [pool.submit(_save, one.family, one.backend, one.restore, one.save) for one in tools]
         others = [pool.submit(_other, one) for one in tools]
@@ -305,7 +312,8 @@ def _read(tools: Sequence[Tools]) -> _Rules:
     text, unsure, reason = natives
     if reason:
         blind = {**dict.fromkeys([one.family for one in tools], reason), **blind}
-    return _Rules(tuple(own), tuple(others), _sets([*own, *others]), text, unsure, blind)
+    named = _named(one.text for one in [*own, *others]).union(more_sets)
+    return _Rules(tuple(own), tuple(others), _sets(named), text, unsure, blind)
 
 
 def _save(family: str, backend: str, restore: str, save: str) -> _Ruleset:
@@ -371,9 +379,13 @@ def _is_native(tools: Sequence[Tools], number: int, table: str) -> bool:
     return number == netlink.INET or (number in numbers and table not in BUILTIN)
 
 
-def _sets(rulesets: Sequence[_Ruleset]) -> str:
-    """All sets, with their members, where any rule names one."""
-    named = {name for one in rulesets for line in one.text.split("\n") if "-set" in line for name in sets(line)}
+def _named(texts: Iterable[str]) -> Set[str]:
+    """The ipsets that rules name."""
+    return {name for text in texts for line in text.split("\n") if "-set" in line for name in sets(line)}
+
+
+def _sets(named: Set[str]) -> str:
+    """These sets, with their members; one that is not there is missed when a rule that names it is loaded."""
     if not named:
         return ""
     done = run(["ipset", "save"])
@@ -382,7 +394,7 @@ def _sets(rulesets: Sequence[_Ruleset]) -> str:
     return _only(named, done.out)
 
 
-def _only(named: set, text: str) -> str:
+def _only(named: Set[str], text: str) -> str:
     """The sets of these names, and the sets that are their members."""
     lines = [line.split(" ") for line in text.split("\n") if line]
     lists = {words[1] for words in lines if words[0] == "create" and words[2] == "list:set"}

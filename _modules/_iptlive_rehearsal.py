@@ -162,14 +162,17 @@ class Stage:
 
     def load(self, sets: Command, natives: Command) -> str:
         """Why the tables of nftables itself could not be loaded, or ""; raises HostError for all others."""
-        if sets.stdin:
-            self._run([sets], "the host's ipsets")
+        self.add_sets(sets)
         self._run([ruleset.load_command() for ruleset in self.rulesets], "the host's rules")
         self._changed()
         if not natives.stdin:
             return ""
         (done,) = self._runner.run([natives])
         return _said(done.err) if done.status else ""
+
+    def add_sets(self, sets: Command) -> None:
+        if sets.stdin:
+            self._run([sets], "the host's ipsets")
 
     def edit(self, texts: Dict[str, List[str]], own: Dict[str, str]) -> None:
         """``own``: the backend of each family that is edited."""

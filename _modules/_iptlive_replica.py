@@ -20,7 +20,7 @@ from _iptlive_packets import ETHERTYPES, broadcast, loopback_datagram
 from _iptlive_rtnetlink import Request, attribute, attributes, number
 
 _TUN_DEVICE = "/dev/net/tun"
-_TUNSETIFF, _TUNSETIFINDEX = 0x400454CA, 0x400454DA
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETIFINDEX = 0x400454CA, 0x400454CB, 0x400454DA
 _IFF_TUN, _IFF_TAP, _IFF_NO_PI = 1, 2, 0x1000
 _UP, _NOARP = 1, 0x80
 _NEXT_HOP_FLAGS = 4  # of a route's flags only "on link" is asked for, the others are told
@@ -141,6 +141,8 @@ class Replica:
             # With the host's own numbers routes can be sent to the kernel just as it told them.
             fcntl.ioctl(device, _TUNSETIFINDEX, struct.pack("=I", link.index))
             fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", os.fsencode(link.name), kind | _IFF_NO_PI))
+            # It goes with its namespace, all at once: to be taken away when its file is closed takes much longer.
+            fcntl.ioctl(device, _TUNSETPERSIST, 1)
         except OSError as err:
             raise CloneError(f"no copy of the interface {link.name} can be made: {err.strerror}") from err
         self._files[link.name] = device

@@ -22,6 +22,8 @@ _HEAD = struct.Struct("=IHHII")  # length, kind, flags, sequence number, port
 _TRIES = 5
 _AT_ONCE = 100  # requests in one datagram: their acknowledgements must fit into the socket's buffer
 
+_NESTED = 0x8000
+
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 
@@ -191,3 +193,22 @@ def without(data: Dict[int, bytes], kinds: Iterable[int]) -> bytes:
     """The attributes once more, but for these."""
     left_out = set(kinds)
     return b"".join(attribute(kind, value) for kind, value in data.items() if kind not in left_out)
+
+
+_CONNTRACK_DELETE = 1 << 8 | 2
+
+
+def forget_connection(
+    netlink: Netlink, family: str, source: str, to: str, protocol: int, ports: Tuple[int, int]
+) -> None:
+    """Have the kernel forget one that was tracked, if any; ``netlink`` is of netfilter."""
+    number_of = FAMILIES[family]
+    kinds = (1, 2) if family == "ipv4" else (3, 4)
+    pairs = zip(kinds, (socket.inet_pton(number_of, one) for one in (source, to)))
+    addresses = b"".join(attribute(kind, packed) for kind, packed in pairs)
+    told = attribute(1, bytes([protocol]))
+    if any(ports):
+        told += b"".join(attribute(kind, struct.pack("!H", port)) for kind, port in zip((2, 3), ports))
+    tuples = attribute(1 | _NESTED, addresses) + attribute(2 | _NESTED, told)
+    body = struct.pack("=BBH", number_of, 0, 0) + attribute(1 | _NESTED, tuples)
+    netlink.order_all([Request(_CONNTRACK_DELETE, 0, body)])  # an error says that there is none

@@ -7,6 +7,7 @@ import socket
 import struct
 from typing import Dict, List, NamedTuple, Tuple
 
+import _iptlive_rtnetlink as rtnetlink
 from _iptlive_packets import ICMP, ICMPV6, TCP, UDP, Packet, pack, parse, parse_payload
 from _iptlive_replica import Replica, drain, widen
 
@@ -37,6 +38,7 @@ class Wire:
         self._listeners: Dict[Tuple[str, int, int], socket.socket] = {}
         self._senders: Dict[Tuple[str, Tuple[int, int]], socket.socket] = {}
         self._groups = set()
+        self._netfilter = rtnetlink.Netlink(rtnetlink.NETFILTER)
         for family in families:
             for protocol in (TCP, UDP, _ICMP[family]):
                 self.listen_raw(family, protocol)
@@ -68,6 +70,13 @@ class Wire:
         except OSError as err:
             return err.errno
         return 0
+
+    def forget_connection(self, probe) -> None:
+        """A probe that does not differ from an earlier one by its source port must not go on with its connection."""
+        source = probe.source or self.replica.route(probe.family, probe.destination).source
+        if source:
+            ports = probe.source_port, probe.port
+            rtnetlink.forget_connection(self._netfilter, probe.family, source, probe.destination, probe.protocol, ports)
 
     def arrivals(self) -> List[Arrival]:
         """What was received, then what was sent out, since this was asked last."""
