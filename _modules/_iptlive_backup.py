@@ -15,7 +15,7 @@ import zlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import _iptlive_kernel as kernel
-import _iptlive_programs as programs
+import _iptlive_ways as ways
 from _iptlive_family import FAMILIES
 from _iptlive_model import HostError, InputError
 from _iptlive_options import Options
@@ -69,7 +69,7 @@ def collect(options: Options) -> Backup:
         except HostError as err:
             warnings.append(f"no kernel rules were saved: {err}")
             continue
-        for table, text in kernel.save_texts(programs.find_tools(family, options.backend)).items():
+        for table, text in kernel.save_texts(ways.find_tools(family, options.backend)).items():
             files[f"in-kernel-{FAMILIES[family].version}-rules-{table}"] = text.encode("utf-8", "surrogateescape")
     return Backup(files, tuple(warnings))
 

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
+import _iptlive_ways as ways
 from _iptlive_family import label
 from _iptlive_files import destination
 from _iptlive_model import BUILTIN, Chain, HostError, Table, chain_key
@@ -38,7 +39,7 @@ def export(options: Options, owners: Owners, test: bool, overwrite: bool) -> Dic
     kernel.check_rights()
     for family in options.families:
         kernel.check_family(family)
-    tools = [programs.find_tools(family, options.backend) for family in options.families]
+    tools = [ways.find_tools(family, options.backend) for family in options.families]
     paths = {family: destination(family, options.files[family]) for family in options.families}
     if not test and not overwrite:
         _refuse_existing(paths.values())

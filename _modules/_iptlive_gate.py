@@ -7,11 +7,13 @@ anything is committed, and the program is ended with nothing written where they 
 import contextlib
 import fcntl
 import os
+import re
 import resource
 import subprocess
-from typing import Callable, Dict, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import _iptlive_programs as programs
+import _iptlive_xtables_lock as xtables_lock
 from _iptlive_edits import commands, removals
 from _iptlive_family import FAMILIES
 from _iptlive_kernel import listing, read_chains
@@ -20,6 +22,7 @@ from _iptlive_netlink import NoAnswerError, existing_chains
 from _iptlive_programs import Done, Tools
 from _iptlive_rules import parse_lists, print_list
 
+_BLANKS = re.compile(rb" +(?=\n)")
 STDIO_BUFFERS = 3 * resource.getpagesize()  # what the program's own output buffer may hold back, with room to spare
 
 
@@ -45,7 +48,10 @@ def attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wai
     written, when they differ. ``decide`` may raise.
     """
     way = _legacy_attempt if tools.backend == "legacy" else _nft_attempt
-    return way(tools, table, chains, decide, wait)
+    try:
+        return way(tools, table, chains, decide, wait)
+    except xtables_lock.BusyError:
+        return Attempt(Done(4, "", f"Another app is currently {programs.LOCK_REFUSAL}"), {}, {})
 
 
 def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
@@ -70,7 +76,7 @@ def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide
             plans = decide(before)
             if not plans:
                 return None
-            text, first, second = _nft_input(table, before, plans, hold_back)
+            text, first, second = _nft_input(table, before, plans, hold_back, tools.ways.declares)
             programs.say(process, text)
             programs.hang_up(process)
             return Attempt(_release(process, reader, first, second), before, plans)
@@ -114,7 +120,7 @@ def _listed_until_again(lister) -> Optional[str]:
     return got[: end + 1].decode("utf-8", "surrogateescape")
 
 
-def _nft_input(table: str, before: Table, plans: Dict[str, ChainPlan], hold_back: int):
+def _nft_input(table: str, before: Table, plans: Dict[str, ChainPlan], hold_back: int, declares: str):
     """The program's input, and what it must list: before the edits, and behind them."""
     present = {chain: before[chain] for chain in plans if chain in before}
     first = "".join(print_list(chain, state) for chain, state in present.items())
@@ -123,7 +129,7 @@ def _nft_input(table: str, before: Table, plans: Dict[str, ChainPlan], hold_back
     padding = hold_back // len(listings[longest]) + 2
     lines = ["*" + table]
     lines += ["-S " + chain for chain in present]
-    lines += commands(table, before, plans)
+    lines += commands(table, before, plans, declares)
     lines += ["-S " + chain for chain in plans] + ["-S " + longest] * padding + removals(plans) + ["COMMIT", ""]
     # One listing of the padding is compared too: nothing more may stand at the end of the last chain.
     return "\n".join(lines), first, "".join(listings.values()) + listings[longest]
@@ -137,17 +143,26 @@ def _listing_inside(table: str, chain: str, before: Optional[Chain], plan: Chain
 
 def _release(process, reader: int, first: str, second: str) -> Done:
     """Compare what the program lists with what was planned; let it commit only if both are equal."""
-    wanted = (first + second).encode("utf-8", "surrogateescape")
-    seen = 0
-    while seen < len(wanted):
-        part = programs.read(process, reader, min(4096, len(wanted) - seen))
+    wanted = [_BLANKS.sub(b"", text.encode("utf-8", "surrogateescape")) for text in (first, second)]
+    planned = b"".join(wanted)
+    seen, blanks = 0, b""
+    while seen < len(planned):
+        # No more than that, or the program would go on.
+        part = programs.read(process, reader, max(1, min(4096, len(planned) - seen - len(blanks))))
         if not part:
             break
-        if not wanted.startswith(part, seen):
+        part, blanks = _without_blanks(blanks + part)
+        if not planned.startswith(part, seen):
             programs.end(process)
-            raise _difference(wanted, wanted[:seen] + part, len(first.encode("utf-8", "surrogateescape")))
+            raise _difference(planned, planned[:seen] + part, len(wanted[0]))
         seen += len(part)
     return programs.ended(process, reader)
+
+
+def _without_blanks(listed: bytes) -> Tuple[bytes, bytes]:
+    """A piece of a listing without the blanks at the end of its lines, and those that may yet turn out to be some."""
+    known = listed.rstrip(b" ")
+    return _BLANKS.sub(b"", known), listed[len(known) :]
 
 
 def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
@@ -172,7 +187,7 @@ def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Dec
     listing = ["-S " + chain for chain in sorted(set(chains) | set(BUILTIN[table]))]
     # The mark ends the listing; it lives and dies in the program's copy of the table.
     opening = ["*" + table] + listing + ["-N " + mark, "-S " + mark, "-X " + mark, ""]
-    with programs.started([tools.restore, "--noflush", "-w", str(max(1, int(wait)))], subprocess.PIPE) as process:
+    with _legacy_started(tools, wait) as process:
         programs.say(process, "\n".join(opening))
         listed = _listed_until(process, f"-N {mark}\n", wait)
         if listed is None:
@@ -181,9 +196,22 @@ def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Dec
         plans = decide(before)
         if not plans:
             return None
-        programs.say(process, "\n".join(commands(table, before, plans) + removals(plans) + ["COMMIT", ""]))
+        edits = commands(table, before, plans, tools.ways.declares) + removals(plans)
+        programs.say(process, "\n".join([*edits, "COMMIT", ""]))
         programs.hang_up(process)
         return Attempt(programs.ended(process, process.stdout.fileno()), before, plans)
+
+
+@contextlib.contextmanager
+def _legacy_started(tools: Tools, wait: int) -> Iterator[subprocess.Popen]:
+    """The restore program under the xtables lock."""
+    program, seconds = [tools.restore, "--noflush"], max(1, int(wait))
+    if tools.ways.locks:
+        with programs.started([*program, "-w", str(seconds)], subprocess.PIPE) as process:
+            yield process
+        return
+    with xtables_lock.held(seconds) as lock, programs.started(program, subprocess.PIPE, keep=lock) as process:
+        yield process
 
 
 def _listed_until(process, mark: str, wait: int) -> Optional[str]:

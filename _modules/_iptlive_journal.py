@@ -15,11 +15,10 @@ import shutil
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from _iptlive_model import Chain, ChainPlan, Edit, HostError, Table
+from _iptlive_model import FOLDER, Chain, ChainPlan, Edit, HostError, Table
 
 log = logging.getLogger(__name__)
 
-FOLDER = "/var/lib/iptlive"
 KEEP = 20
 
 # open: being made. pending: committed, unconfirmed. rolling_back: being undone. The others (done, rolled_back,

@@ -8,7 +8,7 @@ from typing import Dict, Iterable, List, Mapping, Sequence
 
 from _iptlive_family import FAMILIES
 from _iptlive_model import BUILTIN, Chain, HostError, Table
-from _iptlive_netlink import NoAnswerError, existing_chains
+from _iptlive_netlink import NoAnswerError, existing_chains, tables
 from _iptlive_programs import Tools, message, run
 from _iptlive_rules import parse_lists, parse_save
 
@@ -85,6 +85,8 @@ def _list_legacy(tools: Tools, table: str, chains: Sequence[str], named: Sequenc
 
     Without a COMMIT nothing is written.
     """
+    if tools.ways.reading == "private":
+        raise _UnlistedError  # it would take the lock of the host
     asked = ["-S " + name for name in chains] + [f"-S {name} {NO_RULE}" for name in named]
     done = run([tools.restore, "--noflush"], "\n".join(["*" + table, *asked, ""]), own_lock=True)
     if "COMMIT expected" not in done.err:
@@ -94,8 +96,9 @@ def _list_legacy(tools: Tools, table: str, chains: Sequence[str], named: Sequenc
 
 def listing(chains: Chains) -> str:
     """Input for a restore program that lists these chains of each table and changes nothing."""
-    lines = [["*" + table] + ["-S " + name for name in names] + ["COMMIT\n"] for table, names in chains.items()]
-    return "".join(map("\n".join, lines))
+    # A program before 1.8.6 makes the table that it is told the name of.
+    listed = ((table, names) for table, names in chains.items() if names)
+    return "".join("\n".join(["*" + table, *("-S " + name for name in names), "COMMIT\n"]) for table, names in listed)
 
 
 def _by_table(chains: Chains, listed: str) -> Dict[str, Table]:
@@ -121,10 +124,17 @@ def save_texts(tools: Tools) -> Dict[str, str]:
 def present(tools: Tools, names: Iterable[str]) -> List[str]:
     """Those of the tables that can be read without creating them."""
     if tools.backend == "nft":
-        return list(names)
+        return _present_nft(FAMILIES[tools.family].number, names)
     try:
         with open(FAMILIES[tools.family].legacy_tables, encoding="ascii") as listing:
             loaded = set(listing.read().split())
     except FileNotFoundError:
         return []
     return [name for name in names if name in loaded]
+
+
+def _present_nft(family: int, names: Iterable[str]) -> List[str]:
+    with contextlib.suppress(NoAnswerError):
+        there = tables()
+        return [name for name in names if (family, name) in there]
+    return list(names)

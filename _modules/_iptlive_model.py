@@ -5,6 +5,8 @@ from typing import Dict, NamedTuple, Optional, Tuple
 from _iptlive_family import label
 from _iptlive_printable import printable
 
+FOLDER = "/var/lib/iptlive"  # what is kept of this host between two runs
+
 BUILTIN = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),

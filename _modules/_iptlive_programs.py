@@ -29,6 +29,15 @@ _NOISE = re.compile(
 )
 
 
+class Ways(NamedTuple):
+    """How programs of this kind are to be used: those of today by default, see ``_iptlive_ways`` for the others."""
+
+    declares: str = "-"  # how a built-in chain is declared: "-", or with its "policy"
+    lists_after_commit: bool = True  # whether one program may commit, and then list what it has committed
+    locks: bool = True  # whether a legacy restore takes the xtables lock (-w); otherwise we hold it for it
+    reading: str = "variable"  # how one that writes nothing keeps off the host's lock: "variable", "private", "none"
+
+
 class Tools(NamedTuple):
     """The programs of one family."""
 
@@ -38,6 +47,7 @@ class Tools(NamedTuple):
     command: str
     restore: str
     save: str
+    ways: Ways = Ways()
 
 
 class Done(NamedTuple):
@@ -195,7 +205,7 @@ def _memory_file():
     return open(os.memfd_create("iptlive"), "w+b")
 
 
-def _message_file():
+def private_file():
     """A full disk must not keep us from taking an update back."""
     try:
         return _memory_file()
@@ -204,9 +214,12 @@ def _message_file():
 
 
 @contextlib.contextmanager
-def started(argv: Sequence[str], stdout: int):
-    """A restore program that waits for its input; whatever happens, it does not outlive us."""
-    with _message_file() as stderr:
+def started(argv: Sequence[str], stdout: int, keep: Sequence[int] = ()):
+    """A restore program that waits for its input; whatever happens, it does not outlive us.
+
+    The descriptors in ``keep`` are its own too: a lock that we hold for it outlives us as long as it does.
+    """
+    with private_file() as stderr:
         try:
             process = subprocess.Popen(
                 argv,
@@ -215,6 +228,7 @@ def started(argv: Sequence[str], stdout: int):
                 stderr=stderr,
                 env=environment(),
                 start_new_session=True,
+                pass_fds=keep,
             )
         except OSError as err:
             raise _unusable(argv[0], err) from err

@@ -111,11 +111,14 @@ def other_family(text: str, family: str) -> bool:
 
 
 def logical_lines(text: str) -> List[str]:
-    """Lines of a listing; a quoted comment that holds a newline stays in one piece."""
+    """Lines of a listing; a quoted comment that holds a newline stays in one piece.
+
+    Programs before 1.8.8 print blanks behind some rules; they mean nothing.
+    """
     lines = text.split("\n")
-    if not any(line.count('"') % 2 or "\\" in line for line in lines) or not any(map(_goes_on, lines)):
-        return lines
-    return list(_joined(lines))
+    if any(line.count('"') % 2 or "\\" in line for line in lines) and any(map(_goes_on, lines)):
+        lines = list(_joined(lines))
+    return [line.rstrip(" ") for line in lines] if " \n" in text else lines
 
 
 def _goes_on(line: str) -> bool:

@@ -19,7 +19,7 @@ from _iptlive_family import FAMILIES, label
 from _iptlive_kernel import listing, present
 from _iptlive_model import BUILTIN, HostError, Table
 from _iptlive_netlink import Rule
-from _iptlive_programs import Done, Tools, environment, message, run
+from _iptlive_programs import TIMEOUT, Done, Tools, environment, message, run
 from _iptlive_rules import parse_lists, sets
 from _iptlive_spelling import Texts
 from _iptlive_stored import StoredFile, StoredRule
@@ -56,14 +56,29 @@ class Sandbox:
     def run(self, argv: Sequence[str], stdin: str = "") -> Done:
         return run(self._prefix() + list(argv), stdin, own_lock=True)
 
+    def restore(self, tools: Tools, text: str, *options: str) -> Done:
+        """Run the restore program here, which neither takes nor waits for the host's xtables lock."""
+        if tools.ways.reading == "private":
+            return run([*self._private_prefix(), tools.restore, "-w", str(TIMEOUT), *options], text)
+        return self.run([tools.restore, *options], text)
+
     def close(self) -> None:
         pass
 
     def _prefix(self) -> List[str]:
         return []
 
+    def _private_prefix(self) -> List[str]:
+        """Where there is another xtables lock."""
+        raise HostError(
+            "no throw-away network namespace can be made here, and to read the stored rules without one, iptables "
+            "programs before 1.8.6 would take the host's xtables lock. Install iptables 1.8.6 or newer"
+        )
+
     def _bench(self, tools: Tools) -> str:
         """A table that is there already: naming another one would create it (legacy)."""
+        if tools.backend == "nft":
+            return "filter"
         there = present(tools, BUILTIN)
         if not there:
             raise HostError(
@@ -75,7 +90,7 @@ class Sandbox:
     def is_target(self, tools: Tools, name: str) -> bool:
         """Whether iptables has a target of that name: no chain may be called like one."""
         text = f"*{self._bench(tools)}\n-N {name}\n-D {spelling.NOWHERE} 1\nCOMMIT\n"
-        return "clash with target name" in self.run([tools.restore, "--noflush"], text).err
+        return "clash with target name" in self.restore(tools, text, "--noflush").err
 
     def spell(self, task: Task, known_sets: Set[str]) -> Texts:
         """What each of the rules becomes."""
@@ -86,7 +101,7 @@ class Sandbox:
         if not task.stored.texts():
             return {}
         load = spelling.to_discard(self._bench(tools), task.stored, task.live)
-        done = self.run([tools.restore, "--noflush"], load.text)
+        done = self.restore(tools, load.text, "--noflush")
         if not done.out.endswith("\n") or load.marker.format(next(reversed(load.runs))) not in done.out:
             raise self._refused(task, load, done)
         for name in _NO_MODULE.findall(done.err):
@@ -108,20 +123,21 @@ class Namespace(Sandbox):
     _unshare = ("unshare", "--net", "cat")
 
     def __init__(self):
-        self._holder = subprocess.Popen(
-            self._unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-        )
-        with contextlib.suppress(BrokenPipeError):
-            self._holder.stdin.write(b"\n")
-            self._holder.stdin.flush()
-        if not self._holder.stdout.read(1):
-            refusal = self._holder.stderr.read().decode("utf-8", "replace")
-            self.close()
-            raise HostError(message(refusal))
+        self._mounts: Optional[_PrivateRun] = None
+        self._lock = threading.Lock()  # both families may ask at once
+        self._holder = _holder(self._unshare)
 
     def close(self) -> None:
+        if self._mounts:
+            self._mounts.close()
         with contextlib.suppress(BrokenPipeError):
             self._holder.communicate()
+
+    def _private_prefix(self) -> List[str]:
+        with self._lock:
+            if self._mounts is None:
+                self._mounts = _PrivateRun(self._prefix())
+        return [*self._prefix(), *self._mounts.prefix]
 
     def _prefix(self) -> List[str]:
         return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--"]
@@ -148,10 +164,16 @@ class Namespace(Sandbox):
     def _committed(self, task: Task) -> Texts:
         load = spelling.to_commit(task.stored, task.live)
         # One program loads, commits, then names the tables anew, which makes it read them from the kernel, and lists.
-        done = self.run([task.tools.restore, "--noflush"], load.text + listing(load.chains))
+        done = self._loaded(task.tools, load)
         if done.status:
             raise self._not_loaded(task, load, done)
         return spelling.became(load, [chain.rules for _, chain in parse_lists(done.out)])
+
+    def _loaded(self, tools: Tools, load: spelling.Load) -> Done:
+        if tools.ways.lists_after_commit:
+            return self.restore(tools, load.text + listing(load.chains), "--noflush")
+        done = self.restore(tools, load.text, "--noflush")
+        return done if done.status else self.restore(tools, listing(load.chains), "--noflush")
 
     def written(self, tools: Tools, table: str, printed: Sequence[str], chains: Iterable[str]) -> List[Optional[Rule]]:
         """What iptables writes into the kernel for rules as they are printed; None for one that it does not take."""
@@ -160,7 +182,7 @@ class Namespace(Sandbox):
 
         def load(rules: Sequence[str]) -> Optional[List[Rule]]:
             lines = [f"-A {spelling.BENCH} {rule}".rstrip(" ") for rule in rules]
-            if self.run([tools.restore, "--noflush"], "\n".join(start + lines + ["COMMIT", ""])).status:
+            if self.restore(tools, "\n".join(start + lines + ["COMMIT", ""]), "--noflush").status:
                 return None
             dump = [sys.executable, "-I", netlink.__file__, str(FAMILIES[tools.family].number), table, spelling.BENCH]
             done = self.run(dump)
@@ -183,7 +205,7 @@ class Namespace(Sandbox):
 
         def attempt(count: int) -> Done:
             beginning = task.stored.only(lambda rule: count > 0 and rule.line <= rules[count - 1].line)
-            return self.run([task.tools.restore], spelling.to_commit(beginning, task.live).text)
+            return self.restore(task.tools, spelling.to_commit(beginning, task.live).text)
 
         if attempt(0).status:
             return _refusal(task, None, done)
@@ -196,6 +218,37 @@ class Namespace(Sandbox):
             else:
                 good = middle
         return _refusal(task, rules[bad - 1], done)
+
+
+class _PrivateRun:
+    """A mount namespace with an empty /run, and so with another xtables lock; for programs that look nowhere else."""
+
+    def __init__(self, prefix: Sequence[str]):
+        self._holder = _holder([*prefix, "unshare", "--mount", "cat"])
+        self.prefix = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--"]
+        done = run([*prefix, *self.prefix, "mount", "-t", "tmpfs", "iptlive", "/run"])
+        if done.status:
+            self.close()
+            raise HostError(f"no private /run for the iptables programs: {message(done.err)}")
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._holder.communicate()
+
+
+def _holder(argv: Sequence[str]) -> subprocess.Popen:
+    """A ``cat`` that holds the namespaces which the words before it make: they are there when it has answered."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    holder = subprocess.Popen(argv, env=environment(), **pipes)
+    with contextlib.suppress(BrokenPipeError):
+        holder.stdin.write(b"\n")
+        holder.stdin.flush()
+    if holder.stdout.read(1):
+        return holder
+    refusal = holder.stderr.read().decode("utf-8", "replace")
+    with contextlib.suppress(BrokenPipeError):
+        holder.communicate()
+    raise HostError(message(refusal))
 
 
 class UserNamespace(Namespace):

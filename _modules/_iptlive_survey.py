@@ -10,6 +10,7 @@ import _iptlive_blindspots as blindspots
 import _iptlive_files as files
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
+import _iptlive_ways as ways
 from _iptlive_canonical import canonical
 from _iptlive_family import label
 from _iptlive_model import BUILTIN, Chain, ChainPlan, Edit, Refusal, StoredState, Table, chain_key, is_builtin
@@ -71,7 +72,7 @@ def survey(options: Options) -> Survey:
     with no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         sandbox = OnDemand(stack)
         # One family's programs run while the next one's file is read.
-        tools = [pool.submit(programs.find_tools, family, options.backend) for family in options.families]
+        tools = [pool.submit(ways.find_tools, family, options.backend) for family in options.families]
         views = [
             pool.submit(_view, options, sandbox, found, _stored(options, family))
             for family, found in zip(options.families, tools)

@@ -12,6 +12,7 @@ import _iptlive_files as files
 import _iptlive_journal as journal
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
+import _iptlive_ways as ways
 from _iptlive_family import label
 from _iptlive_journal import Entry, Step
 from _iptlive_model import COMMIT_ORDER, Chain, ChainPlan, HostError, InputError, chain_key
@@ -304,7 +305,7 @@ def _live(step: Step):
 
 
 def _tools(step: Step) -> programs.Tools:
-    return programs.find_tools(step.family, step.backend)
+    return ways.find_tools(step.family, step.backend)
 
 
 def _names(steps) -> str:

@@ -203,8 +203,11 @@ class Host:
             if tables:
                 self.restore("".join(map(_empty_table, tables)), family, "legacy")
         self.run(["ipset", "destroy"], check=False)
-        places = ["/etc/iptables", "/etc/sysconfig", "/var/lib/iptlive", SCRATCH + "/pillar", SCRATCH + "/files"]
+        places = ["/etc/iptables", "/etc/sysconfig", SCRATCH + "/pillar", SCRATCH + "/files"]
         self.run(["rm", "-rf", *places])
+        # What was found about this host's programs stays: they are still the same.
+        kept = ["-mindepth", "1", "-maxdepth", "1", "-not", "-name", "ways", "-exec", "rm", "-rf", "{}", "+"]
+        self.run(["find", "/var/lib/iptlive", *kept], check=False)
 
     # --- Salt ---------------------------------------------------------------------------------------------------
 

@@ -143,6 +143,7 @@ def test_taking_back_fails_too(world):
 def small_disk(world):
     world.host.run(["mkdir", "-p", "/var/lib/iptlive"])
     world.host.run(["mount", "--no-mtab", "-t", "tmpfs", "-o", "size=256k", "lab", "/var/lib/iptlive"])
+    world.host.call("iptlive.plan")  # what is found about the programs is kept there too
     yield world.host
     world.host.run(["umount", "/var/lib/iptlive"])
 

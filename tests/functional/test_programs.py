@@ -49,6 +49,7 @@ def programs(host, stored, foreign):
         host.write(path, text)
         host.restore(others(foreign).replace("COMMIT\n", text.split(":INPUT ACCEPT [0:0]\n")[1]), family)
         host.run([PREFIX[family], "-D", "INPUT", "2"])
+    host.call("iptlive.plan")  # the first time, the programs themselves are tried
     return run_by(host, "iptlive.plan"), run_by(host, "iptlive.apply")
 
 
