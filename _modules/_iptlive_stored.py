@@ -9,6 +9,7 @@ update cannot honour is an error that names it. Harmless deviations that iptable
 import re
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
+import _iptlive_switches as switches
 from _iptlive_model import BUILTIN, HostError, is_builtin
 from _iptlive_rules import Word, quotes_closed, words
 
@@ -80,7 +81,20 @@ def parse(family: str, path: str, data: bytes) -> StoredFile:
         if not reader.read_plain(number, line):
             reader.read(number, line)
     reader.finish(len(lines))
-    return StoredFile(family, path, reader.tables, tuple(reader.warnings))
+    stored = StoredFile(family, path, reader.tables, tuple(reader.warnings))
+    if switches.may_hold("\n".join(stored.texts())):
+        _refuse_switches(stored)
+    return stored
+
+
+def _refuse_switches(stored: StoredFile) -> None:
+    for rule in (rule for table in stored.tables.values() for rule in table.rules):
+        switch = switches.held(rule.spec)
+        if switch:
+            raise HostError(
+                f"{stored.path}, line {rule.line}: '{switch}' is an option of the iptables program itself, not a part "
+                "of a rule. Remove it"
+            )
 
 
 def _lines(reader: "_Reader", text: str) -> List[str]:
