@@ -1,7 +1,7 @@
 """The option ``expect``: what must stay reachable, and what must not be, as its entries say it."""
 
 import re
-from typing import Any, Callable, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import _iptlive_spans as spans
 from _iptlive_family import FAMILIES
@@ -125,7 +125,7 @@ def parse(value: Any) -> Tuple[Expectation, ...]:
     """The entries; raises InputError that names the one that is wrong."""
     if not isinstance(value, (list, tuple)):
         raise InputError(f"option 'expect': expected a list of entries like {{accept: 22/tcp}}, got {value!r}")
-    return tuple(_entry(f"expect entry {at}", entry) for at, entry in enumerate(value, 1))
+    return tuple(_entry(f"option 'expect', entry {at}", entry) for at, entry in enumerate(value, 1))
 
 
 def _entry(where: str, entry: Any) -> Expectation:
@@ -278,6 +278,26 @@ def _state(where: str, value: Any) -> str:
     if value not in ("new", "established"):
         raise InputError(f"{where}: 'state': expected new or established, got {value!r}")
     return value
+
+
+# --- what nobody needs to write ---
+
+
+def of_minion(ports: Sequence[int]) -> Tuple[Expectation, ...]:
+    """A minion reaches its master's ports, and the open connection to the first, over which jobs come, lives on."""
+    services = tuple(Service("tcp", (port, port), text=f"{port}/tcp") for port in ports)
+    master = Place("master")
+    return (
+        Expectation("accept", services, to=master, own=True, entry="the connection to the master"),
+        Expectation(
+            "accept", services[:1], to=master, state="established", own=True, entry="the connection to the master"
+        ),
+    )
+
+
+def gives_up_master(given: Iterable[Expectation]) -> bool:
+    """Whether somebody says that the master is not to be reached any more."""
+    return any(one.verb != "accept" and one.to is not None and one.to.text == "master" for one in given)
 
 
 # --- names to addresses ---

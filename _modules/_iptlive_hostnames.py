@@ -47,6 +47,15 @@ def resolve(stored: StoredFile) -> Resolved:
     return Resolved(stored._replace(tables=tables), frozenset(reader.lines), reader.warnings)
 
 
+def addresses(name: str) -> List[str]:
+    """Those of a host, of either family; none where it has none."""
+    try:
+        answers = socket.getaddrinfo(name, None, type=socket.SOCK_RAW)
+    except (socket.gaierror, UnicodeError):
+        return []
+    return sorted({answer[4][0].partition("%")[0] for answer in answers})
+
+
 def _network(address: str, mask: str) -> str:
     try:
         return str(ipaddress.ip_network(f"{address}/{mask}", strict=False))

@@ -48,7 +48,7 @@ class Result(NamedTuple):
     missing: str = ""
 
 
-def judge(trial: Trial, before: Sequence[Any], after: Sequence[Any], whose, packets: int = 0) -> Result:
+def judge(trial: Trial, before: Sequence[Any], after: Sequence[Any], whose) -> Result:
     """``before`` and ``after`` are the answers for the trial's cells, in order.
 
     ``whose`` tells of a rule where it comes from: ``whose(family, rule, after=True)`` is a Place.
@@ -72,7 +72,7 @@ def judge(trial: Trial, before: Sequence[Any], after: Sequence[Any], whose, pack
         trial,
         _worst(finding.after for finding in counted),
         _worst(finding.was for finding in counted),
-        packets,
+        len(trial.cells),
         shown,
         whose(trial.family, rule) if rule else Place(),
         "; ".join(notes),
@@ -184,6 +184,7 @@ def told(result: Result) -> Dict[str, Any]:
         "line": result.place.line,
         "owner": result.place.owner,
         "note": "; ".join(part for part in (result.note, _why(result)) if part),
+        "message": "" if result.state == HOLDS else sentence(result),
     }
 
 
@@ -262,6 +263,8 @@ def refusal(result: Result, whose) -> Refusal:
         _fix(result, whose),
         (result.finding.answer.rule.text,) if result.finding.answer.rule else (),
         (result.place.line,) if result.place.line is not None else (),
+        expect=result.trial.expectation.text(),
+        witness=result.finding.cell.witness(),
     )
 
 

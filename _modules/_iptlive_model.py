@@ -94,6 +94,8 @@ class Refusal(NamedTuple):
     above: Optional[str] = None
     below: Optional[str] = None
     foreign: Tuple[str, ...] = ()
+    expect: str = ""  # what the update would break
+    witness: str = ""  # a packet that shows it
 
 
 class ChainPlan(NamedTuple):

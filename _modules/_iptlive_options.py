@@ -3,6 +3,8 @@
 import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
+from _iptlive_expect import Expectation
+from _iptlive_expect import parse as expectations
 from _iptlive_family import FAMILIES, LABELS
 from _iptlive_model import BUILTIN, Choices, InputError, chain_key
 
@@ -43,6 +45,8 @@ class Options(NamedTuple):
     defaults: Mapping[str, Any] = {}
     backup: str = ""
     owners: Mapping[str, Any] = {}
+    expect: Tuple[Expectation, ...] = ()
+    opens: str = "report"
     new_files: Mapping[str, NewFile] = {}  # what the sources became; no option
 
     def choices(self, family: str, table: str, chain: str) -> Choices:
@@ -177,5 +181,7 @@ _READERS = {
     "owners": _mapping,
     "confirm": _seconds,
     "confirm_check": _confirm_check,
+    "expect": lambda name, value: expectations(value),
+    "opens": _word("report", "refuse"),
 }
 _READERS.update({name: _word(*words) for name, words in _CHAIN_WORDS.items()})

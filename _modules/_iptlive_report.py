@@ -3,23 +3,28 @@
 import difflib
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
+import _iptlive_judge as judging
 from _iptlive_family import label
 from _iptlive_journal import Entry, Step, since_boot
 from _iptlive_model import ChainPlan, Edit, Refusal, chain_key
 from _iptlive_printable import printable, printable_text
+from _iptlive_proof import NOTHING, Proof
 from _iptlive_survey import Survey
 from _iptlive_update import Applied, RolledBack
+from _iptlive_verdicts import told
 
 MOST_FOREIGN = 20  # rules in the way that one refusal lists: a chain may hold 50,000 of them
 
 
-def planned(found: Survey) -> Dict[str, Any]:
+def planned(found: Survey, proof: Proof = NOTHING) -> Dict[str, Any]:
     """The result of ``plan``, and of ``apply`` where nothing was written."""
     plans = list(found.plans())
     warnings = [warning for view in found.families for warning in view.warnings]
-    warnings += [warning for _, plan in plans for warning in plan.warnings]
+    warnings += [warning for _, plan in plans for warning in plan.warnings] + list(proof.warnings)
     refusals = refused(plans)
-    changes = {} if refusals and not found.options.partial else changed(plans)
+    for key, refusal in proof.refusals:
+        refusals.setdefault(key, []).append(_refusal(refusal))
+    changes = {} if refusals and (proof.refused() or not found.options.partial) else changed(plans)
     return {
         "status": "refused" if refusals else "changes" if changes else "in_sync",
         "families": {
@@ -34,7 +39,33 @@ def planned(found: Survey) -> Dict[str, Any]:
         "changes": changes,
         "refusals": refusals,
         "warnings": [printable(warning) for warning in dict.fromkeys(warnings)],
+        **_proved(proof),
     }
+
+
+def _proved(proof: Proof) -> Dict[str, Any]:
+    results = [dict(judging.told(result), default=result.trial.expectation.own) for result in proof.results]
+    return {
+        "expect": [
+            {key: printable(value) if isinstance(value, str) else value for key, value in one.items()}
+            for one in results
+        ],
+        "verdicts": [
+            {key: printable(value) if isinstance(value, str) else value for key, value in told(change).items()}
+            for change in proof.changes
+        ],
+        "proof": {
+            "packets": proof.packets,
+            "clone": proof.clone,
+            "undecided": sum(one["state"] == "undecided" for one in results),
+            "not_cloned": [printable(text) for text in proof.not_cloned],
+        },
+    }
+
+
+def unmet(answer: Mapping[str, Any]) -> bool:
+    """Whether something that somebody expects does not hold, or cannot be told to."""
+    return any(one["state"] != "holds" and not one["default"] for one in answer.get("expect", ()))
 
 
 def changed(plans: Iterable[Tuple[str, ChainPlan]]) -> Dict[str, List[Dict[str, Any]]]:
@@ -59,7 +90,7 @@ def done(steps: Iterable[Step]) -> Dict[str, List[Dict[str, Any]]]:
 
 def applied(result: Applied, settled: Optional[Entry]) -> Dict[str, Any]:
     """The result of ``apply``; ``settled`` is the update after waiting for its confirmation, where it needs one."""
-    answer = dict(planned(result.found), applied=False)
+    answer = dict(planned(result.found, result.proof), applied=False)
     answer["warnings"] += [printable(note) for note in result.notes]
     written: Iterable[str] = result.written
     if result.refused:
@@ -127,6 +158,8 @@ def _refusal(refusal: Refusal) -> Dict[str, Any]:
         "message": printable(refusal.message),
         "hint": printable(refusal.hint),
     }
+    if refusal.reason in ("expectation", "opens"):
+        entry.update(expect=printable(refusal.expect), witness=refusal.witness)
     if refusal.reason in ("foreign_between", "no_anchor"):
         entry["anchors"] = {"above": _anchor(refusal.above), "below": _anchor(refusal.below)}
         entry["foreign"] = [printable(rule) for rule in refusal.foreign[:MOST_FOREIGN]]

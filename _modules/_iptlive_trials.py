@@ -5,7 +5,7 @@ from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import _iptlive_spans as spans
 from _iptlive_cells import EPHEMERAL, Axes, Cell, Cuts, Ground, Point, cuts
-from _iptlive_expect import Expectation, Service
+from _iptlive_expect import Expectation, Place, Service
 from _iptlive_family import FAMILIES
 from _iptlive_shapes import Box, Met, Ruleset
 from _iptlive_spans import Span
@@ -47,6 +47,33 @@ def trials(expectation: Expectation, family: str, ruleset: Ruleset, ground: Grou
     return Trial(
         expectation, family, tuple(cells), note, "" if cells else missing or "no packet of it can be made here"
     )
+
+
+def covers(one: Expectation, cell: Cell) -> bool:
+    """Whether the expectation is about all packets of a cell, which somebody else sends."""
+    if one.is_outgoing() or one.state != cell.state or not any(_covers(service, cell) for service in one.services):
+        return False
+    if one.inside not in (None, cell.interface()) or not _is_place(one, cell):
+        return False
+    if one.sources is not None and spans.without([cell.source.span], _spans(one.sources, cell)):
+        return False
+    return not spans.meet([cell.source.span], _spans(one.excepted, cell))
+
+
+def _covers(service: Service, cell: Cell) -> bool:
+    if service.protocol != cell.protocol or cell.family not in service.families or service.icmp != cell.icmp:
+        return False
+    return cell.port is None or (service.ports[0] <= cell.port[0] and cell.port[1] <= service.ports[1])
+
+
+def _is_place(one: Expectation, cell: Cell) -> bool:
+    if one.to is not None:
+        return one.to.family == cell.family and not spans.without([cell.destination.span], [one.to.span])
+    return cell.way == ("forward" if one.anywhere else "in")
+
+
+def _spans(places: Iterable[Place], cell: Cell) -> List[Span]:
+    return [place.span for place in places if place.family == cell.family]
 
 
 def budget(number: int) -> int:
@@ -137,9 +164,17 @@ class _Maker:
         points = self._ground.peers(sources, named)
         inside = self._one.inside
         if inside is None:
-            return self._reachable(points)
+            return self._reachable(self._elsewhere(points))
         behind = [point for point in points if point.interface == inside]
         return (behind if self._one.sources is None else []) or [point._replace(interface=inside) for point in points]
+
+    def _elsewhere(self, points: List[Point]) -> List[Point]:
+        """Anywhere is not where it arrives: what a port is published for has no need of it."""
+        arrives = self._one.arrives
+        if arrives is None or self._one.sources is not None:
+            return points
+        ((target, *_),) = self._ground.hops([spans.number(arrives.address)])
+        return [point for point in points if point.interface != target]
 
     def _reachable(self, points: Iterable[Point]) -> List[Point]:
         found, lost = [], []

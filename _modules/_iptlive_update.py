@@ -12,11 +12,13 @@ import _iptlive_files as files
 import _iptlive_journal as journal
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
+import _iptlive_proof as proof_room
 import _iptlive_ways as ways
 from _iptlive_family import label
 from _iptlive_journal import Entry, Step
 from _iptlive_model import COMMIT_ORDER, Chain, ChainPlan, HostError, InputError, chain_key
 from _iptlive_options import Options
+from _iptlive_proof import ChangedError, Proof, Prove
 from _iptlive_survey import RefusedError, Survey, decider, survey
 from _iptlive_transaction import Transaction, ignore, inverse_plans, roll_back, stands
 
@@ -51,6 +53,7 @@ class Applied(NamedTuple):
     refused: Optional[Tuple[str, ChainPlan]] = None
     notes: Tuple[str, ...] = ()
     written: Tuple[str, ...] = ()
+    proof: Proof = proof_room.NOTHING
 
     def steps(self) -> Tuple[Step, ...]:
         return self.entry.steps if self.entry else ()
@@ -68,27 +71,47 @@ UNGUARDED = Guard()
 NO_FILES = Replacements()
 
 
-def apply(options: Options, guard: Guard = UNGUARDED, arm=None, new: Replacements = NO_FILES) -> Applied:
+def apply(
+    options: Options,
+    guard: Guard = UNGUARDED,
+    arm=None,
+    new: Replacements = NO_FILES,
+    prove: Prove = proof_room.prove_nothing,
+) -> Applied:
     """Bring the host in line. ``arm`` starts the watchdog over an entry before anything is committed.
 
     Raises HostError; nothing of the update stands then, or the message says what does.
     """
+    deadline = time.monotonic() + options.wait
     with journal.lock(options.wait):
         _refuse_while_pending()
         notes = [_undone_note(entry) for entry in journal.unfinished() if _must_go(entry, options, new)]
-        found = survey(options)
-        # Also what could not be rolled back just now: from here on it belongs to this update.
-        interrupted = journal.unfinished()
-        if found.refused() and not options.partial:
-            return Applied(found, notes=tuple(notes + [_undone_note(entry) for entry in interrupted]))
-        if found.refused():
-            new = NO_FILES  # what the kernel has is not what they hold
-        if not any(plan.edits for _, plan in found.plans()):
-            notes += [_completed_note(entry) for entry in interrupted]
-            return _write_only(found, new, notes)
-        run = _Run(journal.new_entry(guard.seconds, guard.checks))
-        notes += [run.adopt(entry) for entry in interrupted]
-        return _carry_out(found, run, guard, arm, new, notes)
+        while True:
+            try:
+                return _apply(options, guard, arm, new, prove, list(notes))
+            except ChangedError as err:
+                log.info("%s; trying the update again", err)
+                if time.monotonic() > deadline:
+                    raise HostError(f"{err}, each time; nothing was changed. Set a larger 'wait'") from err
+
+
+def _apply(options: Options, guard: Guard, arm, new: Replacements, prove: Prove, notes: List[str]) -> Applied:
+    found = survey(options)
+    # Also what could not be rolled back just now: from here on it belongs to this update.
+    interrupted = journal.unfinished()
+    if found.refused() and not options.partial:
+        return Applied(found, notes=tuple(notes + [_undone_note(entry) for entry in interrupted]))
+    proof = prove(found)
+    if proof.refused():
+        return Applied(found, notes=tuple(notes + [_undone_note(entry) for entry in interrupted]), proof=proof)
+    if found.refused():
+        new = NO_FILES  # what the kernel has is not what they hold
+    if not any(plan.edits for _, plan in found.plans()):
+        notes += [_completed_note(entry) for entry in interrupted]
+        return _write_only(found, new, notes)._replace(proof=proof)
+    run = _Run(journal.new_entry(guard.seconds, guard.checks))
+    notes += [run.adopt(entry) for entry in interrupted]
+    return _carry_out(found, proof, run, guard, arm, new, notes)
 
 
 def _write_only(found: Survey, new: Replacements, notes: List[str]) -> Applied:
@@ -100,12 +123,15 @@ def _write_only(found: Survey, new: Replacements, notes: List[str]) -> Applied:
     return Applied(found, notes=tuple(notes), written=tuple(waiting))
 
 
-def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: Replacements, notes: List[str]) -> Applied:
+def _carry_out(
+    found: Survey, proof: Proof, run: "_Run", guard: Guard, arm, new: Replacements, notes: List[str]
+) -> Applied:
     try:
         run.prepare(new.contents)
         if guard.seconds:
             run.arm(found.options.wait, arm)
-        _commit(found, run)
+        _commit(found, proof, run)
+        proof_room.check(found, proof)
         notes += new.keep_old(run.entry.files)
         run.close("pending" if guard.seconds else "done")
     except BaseException as err:  # also when the job is told to end: no half update stays
@@ -113,13 +139,13 @@ def _carry_out(found: Survey, run: "_Run", guard: Guard, arm, new: Replacements,
         undone = _roll_back(run, str(err) or type(err).__name__)
         also = [f"{_names(undone)}: committed before, and rolled back"] if undone else []
         if isinstance(err, RefusedError):
-            return Applied(found, refused=(err.key, err.plan), notes=tuple(notes + also))
+            return Applied(found, refused=(err.key, err.plan), notes=tuple(notes + also), proof=proof)
         if isinstance(err, HostError):
             raise HostError(". ".join([str(err)] + also)) from err
         raise
     _tidy_up()
     written = () if guard.seconds else tuple(run.entry.files)
-    return Applied(found, run.entry, notes=tuple(notes), written=written)
+    return Applied(found, run.entry, notes=tuple(notes), written=written, proof=proof)
 
 
 def _tidy_up() -> None:
@@ -129,14 +155,15 @@ def _tidy_up() -> None:
     journal.prune()
 
 
-def _commit(found: Survey, run: "_Run") -> None:
+def _commit(found: Survey, proof: Proof, run: "_Run") -> None:
     deadline = time.monotonic() + found.options.wait
     for view in found.families:
         for table in sorted(view.plans, key=COMMIT_ORDER.index):
             if any(plan.edits for plan in view.plans[table].values()):
                 decide = decider(found.options, view, table)
+                record = proof_room.only_as_tried(proof, view, table, run.record)
                 there = view.live.get(table, ())
-                if not Transaction(view.tools, table, view.states[table], decide, deadline, run.record, there).run():
+                if not Transaction(view.tools, table, view.states[table], decide, deadline, record, there).run():
                     run.forget_unsent()
 
 

@@ -103,7 +103,25 @@ def changes(found: Scope, before: Mapping[Cell, Any], after: Mapping[Cell, Any])
         for ports, cells in _together(by_port):
             kept = [cell for port in ports for cell in alike.get((way, protocol, state, port), ())]
             told.append(_change(found, (way, protocol, state, was, now), ports, cells, kept))
+    # Whoever may begin a connection may go on with it: only what differs for the open ones needs a word of its own.
+    begun = {_same(one) for one in told if one.state == "new"}
+    told = _merged(one for one in told if one.state == "new" or _same(one) not in begun)
     return sorted(told, key=lambda one: (one.family, one.change != "opens", one.change, one.service, one.sources))
+
+
+def _merged(told: Iterable[Change]) -> List[Change]:
+    """Services of several protocols that fare alike, in one."""
+    alike: Dict[Tuple, Change] = {}
+    for one in told:
+        key = one._replace(service="", cells=())
+        known = alike.setdefault(key, one)
+        if known is not one:
+            alike[key] = one._replace(service=f"{known.service}, {one.service}", cells=known.cells + one.cells)
+    return list(alike.values())
+
+
+def _same(one: Change) -> Tuple[str, ...]:
+    return one.change, one.way, one.service, one.sources, one.to
 
 
 def _together(by_port: Mapping[Optional[Span], List[Cell]]) -> List[Tuple[List[Optional[Span]], List[Cell]]]:
@@ -143,7 +161,8 @@ def _service(protocol: str, ports: Iterable[Optional[Span]], cells: Sequence[Cel
     named = spans.merged(port for port in ports if port is not None)
     if not named:
         return "ping" if protocol == "icmp" else protocol
-    text = f"{spans.ports_text(named)}/{protocol}" if named != [PORTS] else f"all/{protocol}"
+    named[0] = (max(1, named[0][0]), named[0][1])
+    text = f"{spans.ports_text(named)}/{protocol}" if named != [(1, PORTS[1])] else f"all/{protocol}"
     sports = spans.merged(cell.sport for cell in cells if cell.sport is not None)
     everywhere = any(cell.is_usual() for cell in cells)
     return f"{text} from port {spans.ports_text(sports)}" if sports and not everywhere else text
@@ -189,7 +208,9 @@ def told(change: Change) -> Dict[str, Any]:
         "becomes": change.becomes,
         "complete": change.complete,
     }
-    return dict(found, state=change.state) if change.state != "new" else found
+    if change.state != "new":
+        found["state"] = change.state
+    return dict(found, words=sentence(found))
 
 
 def sentence(entry: Mapping[str, Any]) -> str:

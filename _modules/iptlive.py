@@ -66,6 +66,15 @@ confirm_check
     What confirms by itself: ``master``, a new connection to the master (where there is none, as ``manual``); a list
     of ``host:port`` that must all be reachable; ``manual``, only :py:func:`confirm`. Default: ``master``.
 
+expect
+    What must stay reachable and what must not be: a list of entries like ``{accept: 22/tcp, from: 192.0.2.0/24}`` or
+    ``{block: 5432/tcp, except: 10.1.0.0/16}``. Each is tried with packets in a throw-away clone of the host that holds
+    the rules as they will be; an update that breaks one is refused before anything is written. docs/expectations.md
+    has all of it. Default: none.
+opens
+    ``refuse`` an update that lets in what was not let in before and what no ``accept`` of ``expect`` names, or only
+    ``report`` what it opens and closes. Default: ``report``.
+
 Only in pillar:
 
 enabled
@@ -83,13 +92,16 @@ import sys
 
 import _iptlive_backup as backup_room
 import _iptlive_drift as drifting
+import _iptlive_expect as expecting
 import _iptlive_export as exporter
 import _iptlive_foreign as whose
 import _iptlive_graph as grapher
+import _iptlive_hostnames as hostnames
 import _iptlive_journal as journal
 import _iptlive_options as options_room
 import _iptlive_owners as owners
 import _iptlive_picture as picturing
+import _iptlive_proof as proving
 import _iptlive_report as report
 import _iptlive_sources as sources_room
 import _iptlive_survey as survey
@@ -108,6 +120,7 @@ for _room in [name for name in sys.modules if name.startswith("_iptlive_")]:
 
 __virtualname__ = "iptlive"
 
+PUBLISH_PORT = 4505  # the master's, unless it is set otherwise
 PILLAR_ONLY = ("enabled", "fingerprints", "hosts")
 
 
@@ -153,6 +166,19 @@ def plan(saltenv=None, **options):
         and goes has ``action`` too. Of many foreign rules in a row most are only counted: ``{"foreign": {...}}``.
         The first hundred entries of a host are given.
 
+    expect
+        Per expectation and family: ``expect`` (its name or words), ``family``, ``state`` (``holds``, ``broken`` or
+        ``undecided``), ``was`` (the same with the rules as they are), ``packets`` (how many tried it), and the one
+        that shows it best: ``witness``, ``leg`` (``request``, ``answer`` ..., where it failed), ``verdict``, ``rule``,
+        ``line`` (stored) or ``owner`` (foreign); ``note``, ``message`` (a sentence where it does not hold), and
+        ``default``, true for a minion's connections to its master, which nobody needs to write down. One that does
+        not hold sets the return code to 1.
+    verdicts
+        What the changes mean: ``change`` (``opens``, ``closes``, ``changes``), ``service``, ``from``, ``to``, ``was``,
+        ``becomes``, ``complete`` (false: at least these), ``state`` for open connections, and ``words``.
+    proof
+        ``packets``, ``clone`` (where they were tried; ``None``: nowhere), ``undecided``, and ``not_cloned``, what the
+        clone lacks.
     files
         With ``sources``: the stored files that would be written, by path, each with ``source`` and ``diff``.
 
@@ -217,7 +243,8 @@ def apply(test=False, saltenv=None, **options):
         differences = sources_room.differences(new)
         contents = {path: one.data for path, one in new.items()}
         files = update.Replacements(contents, functools.partial(_keep_old, settings.backup))
-        applied = update.apply(settings, guard, watchdog.arm, files)
+        prove = functools.partial(proving.prove, owners=known)
+        applied = update.apply(settings, guard, watchdog.arm, files, prove)
         answer = report.applied(applied, update.settled(applied.entry))
         answer = whose.annotate(answer, applied.found, known, applied.steps())
         return _with_retcode(_with_files(answer, differences))
@@ -225,7 +252,8 @@ def apply(test=False, saltenv=None, **options):
 
 def _looked_at(settings, known):
     found = survey.survey(settings)
-    answer = report.planned(found)
+    proof = proving.NOTHING if found.refused() and not settings.partial else proving.prove(found, known)
+    answer = report.planned(found, proof)
     answer["warnings"] += update.notices()
     differences = sources_room.differences(sources_room.changed(settings))
     return _with_files(whose.annotate(answer, found, known), differences)
@@ -234,8 +262,18 @@ def _looked_at(settings, known):
 def _settings(given, saltenv):
     """The options, with the stored files that are to come from the master as their bytes; and the known owners."""
     options, known = _options(given)
+    options = options._replace(expect=_expected(options.expect))
     saltenv = saltenv or __opts__.get("saltenv") or "base"
     return sources_room.fetched(options, saltenv, __salt__, CommandExecutionError), known
+
+
+def _expected(given):
+    """With addresses in the place of names; and what every minion's update must keep, the way to its master."""
+    address, _, port = (_master() or "").rpartition(":")
+    own = ()
+    if address and not expecting.gives_up_master(given):
+        own = expecting.of_minion((int(__opts__.get("publish_port", PUBLISH_PORT)), int(port)))
+    return expecting.resolved(given + own, hostnames.addresses, address.strip("[]") or None)
 
 
 def _with_files(answer, differences):
@@ -589,7 +627,7 @@ def _pillar():
 
 
 def _with_retcode(answer):
-    if answer["status"] == "refused" or report.lost(answer):
+    if answer["status"] == "refused" or report.lost(answer) or report.unmet(answer):
         __context__["retcode"] = 1
     return answer
 

@@ -160,8 +160,39 @@ def show_plan(page, minion, plan):
             _show_refusal(page, chain, refusal)
         _show_changes(page, plan["changes"].get(chain, []), plan.get("neighbours", {}).get(chain, []))
     _show_quiet_chains(page, plan)
+    _show_proof(page, plan)
     for warning in plan.get("warnings", ()):
         page.line("! " + warning, color="YELLOW", indent=2)
+
+
+def _show_proof(page, plan, indent=2):
+    """What does not hold first, then how much does; and what the update opens and closes."""
+    expected, verdicts = plan.get("expect", ()), plan.get("verdicts", ())
+    if expected or verdicts:
+        page.gap()
+    told = {refusal.get("expect") for refusals in plan["refusals"].values() for refusal in refusals}
+    for one in sorted(expected, key=lambda one: one["state"] != "broken"):
+        if one["state"] != "holds":
+            _show_unmet(page, one, one["expect"] in told, indent)
+    if expected:
+        held = [one for one in expected if one["state"] == "holds"]
+        packets = _number(plan["proof"]["packets"], "packet")
+        color = "GREEN" if len(held) == len(expected) else "YELLOW"
+        page.line(f"proved  {len(held)} of {_number(len(expected), 'expectation')}, {packets}", color, indent)
+        for one in held:
+            if one["note"]:
+                page.line(f"{one['expect']}: {one['note']}", indent=indent + 2)
+    for change in verdicts[:MOST_STEPS]:
+        page.line(change["words"], "YELLOW" if change["change"] == "opens" else None, indent)
+    if len(verdicts) > MOST_STEPS:
+        page.line(f"... {len(verdicts) - MOST_STEPS} more verdicts change", indent=indent + 2)
+
+
+def _show_unmet(page, one, is_told, indent):
+    color = "LIGHT_RED" if one["state"] == "broken" else "YELLOW"
+    page.line(f"{one['state']}  {one['expect']} ({one['family']}; before: {one['was']})", color, indent)
+    if one["message"] and not is_told:
+        page.line(one["message"], indent=indent + 2)
 
 
 def _headline(plan):
@@ -303,6 +334,8 @@ def _show_state(page, state):
     for refusal in _refusals(data) if data else ():
         page.line(refusal["message"], indent=4)
         page.line("fix: " + refusal["hint"], color="LIGHT_CYAN", indent=6)
+    if data:
+        _show_proof(page, data, indent=4)
     for chain, steps in state["changes"].items():
         page.gap()
         page.line(chain, color="CYAN", indent=4)

@@ -20,6 +20,9 @@ __virtualname__ = "iptlive"
 
 DISABLED = "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was read or changed."
 
+DATA = ("changes", "refusals", "expect", "verdicts", "proof", "warnings")  # for the outputter
+MOST_VERDICTS = 20  # that one comment tells
+
 # What Salt's state compiler hands to a state function beside its own arguments.
 _COMPILER_WORDS = ("fun", "state", "order", "saltenv", "sfun")
 
@@ -91,9 +94,10 @@ def managed(name, **options):
     ret["changes"] = {chain: [_step(step) for step in steps] for chain, steps in answer["changes"].items()}
     files = answer.get("files", {}) if __opts__["test"] else answer.get("written", ())
     ret["changes"].update({path: {"diff": answer["files"][path]["diff"]} for path in files})
-    ret["comment"] = "\n".join([_summary(answer)] + _refusals(answer) + answer["warnings"])
-    ret["data"] = dict({key: answer[key] for key in ("changes", "refusals", "warnings")}, summary=_summary(answer))
-    if answer["status"] == "refused":
+    said = _refusals(answer) + _unmet(answer) + _verdicts(answer) + answer["warnings"]
+    ret["comment"] = "\n".join([_summary(answer)] + said)
+    ret["data"] = dict({key: answer[key] for key in DATA}, summary=_summary(answer))
+    if answer["status"] == "refused" or _not_held(answer):
         ret["result"] = False
     elif ret["changes"] and __opts__["test"]:
         ret["result"] = None
@@ -135,3 +139,19 @@ def _refusals(answer):
         for refusals in answer["refusals"].values()
         for refusal in refusals
     ]
+
+
+def _unmet(answer):
+    """The expectations that do not hold, or cannot be told to."""
+    refused = {refusal.get("expect") for refusals in answer["refusals"].values() for refusal in refusals}
+    return [f"{one['message']}." for one in _not_held(answer) if one["expect"] not in refused]
+
+
+def _not_held(answer):
+    return [one for one in answer["expect"] if one["state"] != "holds" and not one["default"]]
+
+
+def _verdicts(answer):
+    more = len(answer["verdicts"]) - MOST_VERDICTS
+    said = [f"{change['words']}." for change in answer["verdicts"][:MOST_VERDICTS]]
+    return said + ([f"... {more} more verdicts change."] if more > 0 else [])

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from lab.host import REPO
+from lab.network import connect
 
 PATH = "/etc/iptables/rules.v4"
 DOCUMENT = REPO / "docs" / "refusals.md"
@@ -48,6 +49,8 @@ def test_every_reason_is_documented():
 def test_example(hosts, host, reason):
     if reason == "native_rule":
         host = hosts("nft")
+    if reason in ("expectation", "opens"):
+        host = connect(hosts(host.backend))
     options = prepare(host, examples()[reason])
     before = host.save()
     reply = host.call("iptlive.apply", **options)

@@ -13,6 +13,8 @@ FILE = "/etc/iptables/rules.v4"
 KEPT = "-A INPUT -i lo -j ACCEPT"
 GOOD = "-A INPUT -s 203.0.113.1/32 -j ACCEPT"
 NO_MASTER = "-A INPUT -s 198.51.100.1/32 -j DROP"
+NO_JOBS = "-A INPUT -p tcp -m tcp --sport 4505 -j DROP"
+NO_REQUESTS = "-A INPUT -p tcp -m tcp --sport 4506 -j REJECT"
 NO_SSH = "-A INPUT -p tcp -m tcp --dport 22 -j DROP"
 RIVAL = "-A INPUT -s 203.0.113.9/32 -j DROP"
 
@@ -68,9 +70,12 @@ class Call(threading.Thread):
 
 
 def managed(fleet, minion, new, confirm, program=None):
-    """Set the state off, and return when its rule is in the kernel."""
+    """Set the state off, and return when its rule is in the kernel. That it cuts the master off is said to be meant."""
     minion.write(FILE, file_text(KEPT, new))
-    call = Call(program or fleet.salt, minion, "state.single", "iptlive.managed", "firewall", f"confirm={confirm}")
+    meant = "expect=[{drop: 4505/tcp, to: master}]"
+    call = Call(
+        program or fleet.salt, minion, "state.single", "iptlive.managed", "firewall", f"confirm={confirm}", meant
+    )
     wait_until(lambda: new in rules(minion), "the update did not begin")
     return call
 
@@ -101,6 +106,28 @@ def test_minions_cut_off(fleet):
         assert fleet.salt(minion.name, "iptlive.pending").value == {minion.name: {}}
 
     at_once(fleet.minions, cut_off, killed_while_cut_off)
+
+
+def test_a_minion_is_not_cut_off_in_the_first_place(fleet):
+    """From the port of jobs, from that of requests, and by first stateful rules: refused, and nothing was written."""
+
+    def refused(minion):
+        for cut in [
+            file_text(KEPT, NO_MASTER),
+            file_text(KEPT, NO_JOBS),
+            file_text(KEPT, NO_REQUESTS),
+            file_text(KEPT, "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT", "-A INPUT -j DROP"),
+        ]:
+            minion.write(FILE, cut)
+            done = fleet.salt(minion.name, "iptlive.apply", "families=[ipv4]").value[minion.name]
+            assert (done["status"], done["applied"]) == ("refused", False)
+            ((refusal, *_),) = done["refusals"].values()
+            assert (
+                refusal["reason"] == "expectation" and "to the master would no longer be accepted" in refusal["message"]
+            )
+            assert rules(minion) == [KEPT]
+
+    at_once({name: fleet.minions[name] for name in ("m1", "m2")}, refused)
 
 
 def test_a_good_update_confirms_itself(fleet):

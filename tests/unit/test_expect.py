@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 WRONG = [
     ("22/tcp", "option 'expect': expected a list of entries like {accept: 22/tcp}, got '22/tcp'"),
-    ([["accept", "22/tcp"]], "expect entry 1: expected a mapping like {accept: 22/tcp}, got ['accept', '22/tcp']"),
+    ([["accept", "22/tcp"]], "entry 1: expected a mapping like {accept: 22/tcp}, got ['accept', '22/tcp']"),
     ([{"accept": "22/tcp"}, {"accept": "22/tcp", "form": "any"}],
-     "expect entry 2 (accept: 22/tcp, form: any): unknown key 'form'; known are accept, block, "),
-    ([{"from": "any"}], "expect entry 1 (from: any): expected one of accept, block, drop, reject, got none of them"),
+     "option 'expect', entry 2 (accept: 22/tcp, form: any): unknown key 'form'; known are accept, block, "),
+    ([{"from": "any"}], "entry 1 (from: any): expected one of accept, block, drop, reject, got none of them"),
     ([{"accept": "22/tcp", "drop": "23/tcp"}], "expected one of accept, block, drop, reject, got both accept and drop"),
     ([{"accept": 22}], "expected a service like 80/tcp, "),
     ([{"accept": "ssh"}], "expected a service like 80/tcp, "),
@@ -59,7 +59,7 @@ def test_a_wrong_entry_is_named(value, message):
     with pytest.raises(InputError) as error:
         parse(value)
     assert message in str(error.value)
-    assert str(error.value).startswith(("expect entry", "option 'expect'"))
+    assert str(error.value).startswith("option 'expect'")
 
 
 @pytest.mark.parametrize(("entry", "words", "families"), WORDS)
@@ -78,7 +78,7 @@ def test_whatever_yaml_holds(value):
     try:
         found = parse(value)
     except InputError as err:
-        assert str(err).startswith(("expect entry", "option 'expect'"))
+        assert str(err).startswith("option 'expect'")
     else:
         assert len(found) == len(value) and all(one.text() for one in found)
 
@@ -99,7 +99,7 @@ def test_names_are_looked_up():
         ({"accept": "4506/tcp", "to": "master"}, None, "'to: master': this host has no master; give its address"),
         ({"accept": "icmp/3", "to": "master"}, "2001:db8::1", "no family is left"),
     ]:
-        with pytest.raises(InputError, match="expect entry 1 .*" + message):
+        with pytest.raises(InputError, match="option 'expect', entry 1 .*" + message):
             resolved(parse([entry]), lambda name: [], master)
 
 
