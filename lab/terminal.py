@@ -67,6 +67,8 @@ def on_terminal(host, argv, columns):
 def svg(text, command):
     """A terminal's content as a picture; ``command`` is what was typed."""
     shown = Text.from_ansi(text.rstrip())
+    # In a style of its own what a line begins with is not drawn, but skipped; some who draw SVG would drop it.
+    shown.highlight_regex("(?m)^ +", "bold")
     console = Console(record=True, width=max(map(len, shown.plain.splitlines())), file=io.StringIO())
     console.print(shown)
     return console.export_svg(title=f"$ {command}", code_format=FRAME)
