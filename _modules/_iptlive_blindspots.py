@@ -124,24 +124,21 @@ def doubts(tools: Tools, live: Dict[str, Table]) -> Doubts:
     """Of the rules that were read; a legacy program prints what the kernel holds, and nothing else."""
     if tools.backend != "nft":
         return Doubts()
-    suspects, unread, warnings = [], [], []
+    wanted = {table: [name for name, chain in chains.items() if chain.rules] for table, chains in live.items()}
+    left = {(table, chain): _CHANGED for table, chains in wanted.items() for chain in chains}
+    suspects: List[_Suspect] = []
     plain = expressions.Plain(tools.family, tools.version)
-    for table, chain, printed in [(t, c, state.rules) for t in live for c, state in live[t].items() if state.rules]:
-        try:
-            rules = netlink.expressions(FAMILIES[tools.family].number, table, chain)
+    try:
+        for table, chain, rules in netlink.expressions(FAMILIES[tools.family].number, wanted):
+            printed = live[table][chain].rules
             if len(rules) == len(printed):
-                suspects += [
-                    _Suspect(table, chain, position, text, netlink.rule(data))
-                    for position, (text, data) in enumerate(zip(printed, rules), 1)
-                    if not plain.holds(data)
-                ]
-                continue
-            why = _CHANGED
-        except netlink.NoAnswerError as err:
-            why = f"not checked for nftables' own rules ({err})"
-        unread.append((table, chain))
-        warnings.append(f"{chain_key(tools.family, table, chain)}: {why}")
-    return Doubts(tuple(suspects), tuple(unread), tuple(warnings))
+                del left[table, chain]
+                odd = [at for at, data in enumerate(rules) if not plain.holds(data)]
+                suspects += [_Suspect(table, chain, at + 1, printed[at], netlink.rule(rules[at])) for at in odd]
+    except netlink.NoAnswerError as err:
+        left = dict.fromkeys(left, f"not checked for nftables' own rules ({err})")
+    warnings = tuple(f"{chain_key(tools.family, *place)}: {why}" for place, why in left.items())
+    return Doubts(tuple(suspects), tuple(left), warnings)
 
 
 def misprinted(
@@ -168,7 +165,7 @@ def misprinted(
 def _unchanged(tools: Tools, live: Dict[str, Table], proved: Sequence[_Suspect], warnings) -> List[_Suspect]:
     """Texts and expressions were read one after the other: they belong together only if the texts are the same now."""
     wanted = {table: sorted({suspect.chain for suspect in proved if suspect.table == table}) for table in live}
-    now = read_chains(tools, {table: chains for table, chains in wanted.items() if chains}, {}) if proved else {}
+    now = read_chains(tools, {table: chains for table, chains in wanted.items() if chains}) if proved else {}
     same = [
         suspect
         for suspect in proved

@@ -7,13 +7,13 @@ sandbox is opened.
 from typing import Dict, NamedTuple, Set, Tuple
 
 import _iptlive_hostnames as hostnames
+import _iptlive_kernel as kernel
 import _iptlive_printed as printed
 import _iptlive_references as references
 import _iptlive_spelling as spelling
 from _iptlive_family import label
 from _iptlive_model import HostError, StoredState, Table
 from _iptlive_programs import Tools, message, run
-from _iptlive_rules import sets
 from _iptlive_sandbox import OnDemand, Task
 from _iptlive_stored import StoredFile
 
@@ -37,23 +37,24 @@ def canonical(
     """
     known = printed.texts(stored, live, doubts)
     resolved = hostnames.resolve(stored.only(lambda rule: rule.line not in known))
-    rest = resolved.stored
+    rest = printed.with_context(stored, resolved.stored, known)
+    # What the rules jump to without its being declared: no more than whether it is there is asked.
+    jumps = references.undeclared(rest)
+    live = _joined(live, kernel.find_chains(tools, {table: sorted(names) for table, names in jumps.items()}))
     host = references.Host(existing_sets, lambda name: sandbox().is_target(tools, name))
-    found = references.check(rest, live, references.undeclared(rest), host)
+    found = references.check(rest, live, jumps, host)
     warnings, kind = list(resolved.warnings), NO_SANDBOX
     if found.usable.texts() or not printed.is_settled(stored, live):
-        task = Task(tools, printed.with_context(stored, found.usable, known), live)
         opened = sandbox()
-        known.update(opened.spell(task, found.sets | _sets(task.stored)))
+        known.update(opened.spell(Task(tools, found.usable, live), found.sets))
         warnings += [f"{label(tools.family)}: {opened.caveat}"] if opened.caveat else []
         kind = opened.kind
     spelled = spelling.Spelling(known, found.refusals, resolved.lines)
     return Canonical(spelling.states(stored, spelled, live), tuple(warnings), kind)
 
 
-def _sets(stored: StoredFile) -> Set[str]:
-    """Those that are named: by now all of them exist."""
-    return {name for spec in stored.texts() if "-set" in spec for name in sets(spec)}
+def _joined(live: Dict[str, Table], more: Dict[str, Table]) -> Dict[str, Table]:
+    return {table: {**more.get(table, {}), **live.get(table, {})} for table in {**live, **more}}
 
 
 def existing_sets() -> Set[str]:

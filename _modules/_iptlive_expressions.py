@@ -39,8 +39,9 @@ class _Field(NamedTuple):
 class Plain:
     """Tells whether each expression of a rule is one that iptables-nft writes and prints in full.
 
-    What is found out for one rule holds for all that differ from it only in addresses, ports, interfaces, counters and
-    in what extensions keep inside: they are recognised by the bits that are left, without being taken apart.
+    What is found out for one rule holds for all that differ from it only in addresses, ports, interfaces, counters, the
+    chain that is jumped to and what extensions keep inside: they are recognised by the bits that are left, without
+    being taken apart.
     """
 
     def __init__(self, family: str, version: str):
@@ -75,10 +76,19 @@ def _free_bits(data: bytes, compared: Sequence[int]) -> int:
             free |= sum(_bits(data, place) for place in body.values())
         elif name in ("match", "target") and 3 in body:
             free |= _bits(data, body[3])
+        elif name == "immediate":
+            free |= _bits(data, _jumps_to(data, *body[2]))
         elif name == "cmp":
             (value,) = (place for kind, *place in places(data, *body[3]) if kind == 1)
             free |= _bits(data, value, next(masks))
     return free
+
+
+def _jumps_to(data: bytes, start: int, end: int) -> Sequence[int]:
+    """Where the name of the chain stands in what an immediate expression sets; an empty place where there is none."""
+    ((_, *verdict),) = places(data, start, end)
+    names = [place for kind, *place in places(data, *verdict) if kind == 2]
+    return names[0] if names else (end, end)
 
 
 def _bits(data: bytes, place: Sequence[int], mask: int = -1) -> int:

@@ -3,8 +3,7 @@
 import contextlib
 import os
 import re
-from types import MappingProxyType
-from typing import Dict, Iterable, List, Mapping, Sequence
+from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from _iptlive_family import FAMILIES
 from _iptlive_model import BUILTIN, Chain, HostError, Table
@@ -12,7 +11,10 @@ from _iptlive_netlink import NoAnswerError, existing_chains, tables
 from _iptlive_programs import Tools, message, run
 from _iptlive_rules import parse_lists, parse_save
 
+Chains = Mapping[str, Sequence[str]]  # names by table
+
 CAP_NET_ADMIN = 1 << 12
+MOST_LISTED = 256  # chains of a legacy table that are listed one by one: its program looks through all of them for each
 NO_RULE = (1 << 31) - 1  # the number of none: a chain's rule with it is listed as nothing
 
 
@@ -39,32 +41,41 @@ def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
     return found
 
 
-Chains = Mapping[str, Sequence[str]]  # names by table
-
-
-def read_chains(tools: Tools, wanted: Chains, named: Chains = MappingProxyType({})) -> Dict[str, Table]:
+def read_chains(tools: Tools, wanted: Chains) -> Dict[str, Table]:
     """The wanted chains of each table as the kernel holds them; what it does not have is left out.
 
-    Of the chains in ``named`` only the existence matters: they come without rules. A restore program with nothing but
-    ``-S`` lines lists them, sends nothing, and creates nothing; on the nft backend no other chain is read for it,
-    however many there are.
+    A restore program with nothing but ``-S`` lines lists them, sends nothing, and creates nothing; on the nft backend
+    no other chain is read for it, however many there are.
     """
     with contextlib.suppress(NoAnswerError, _UnlistedError):
-        if tools.backend == "legacy":
-            names = present(tools, wanted)
-            return {name: _list_legacy(tools, name, wanted[name], named.get(name, ())) for name in names}
-        live = _read_listed(tools, existing_chains(FAMILIES[tools.family].number, wanted))
-        return _with_empty(live, existing_chains(FAMILIES[tools.family].number, named))
+        if tools.backend == "nft":
+            return _read_listed(tools, existing_chains(FAMILIES[tools.family].number, wanted))
+        names = present(tools, wanted)
+        if all(len(wanted[name]) <= MOST_LISTED for name in names):
+            return {name: dict(_list_legacy(tools, name, wanted[name])) for name in names}
     # A legacy program cannot be asked which chains there are; and where one cannot be listed, the table tells why.
-    found = read_tables(tools, wanted)
-    live = {name: {chain: table[chain] for chain in wanted[name] if chain in table} for name, table in found.items()}
-    return _with_empty(live, {name: list(table.keys() & named.get(name, ())) for name, table in found.items()})
+    return {
+        name: {chain: table[chain] for chain in wanted[name] if chain in table}
+        for name, table in read_tables(tools, wanted).items()
+    }
 
 
-def _with_empty(live: Dict[str, Table], chains: Chains) -> Dict[str, Table]:
-    for table, names in chains.items():
-        live.setdefault(table, {}).update((name, Chain(None)) for name in names)
-    return live
+def find_chains(tools: Tools, wanted: Chains) -> Dict[str, Table]:
+    """Those of the wanted chains that the kernel has; they come without their rules."""
+    wanted = {table: chains for table, chains in wanted.items() if chains}
+    with contextlib.suppress(NoAnswerError, _UnlistedError):
+        if tools.backend == "nft":
+            found = existing_chains(FAMILIES[tools.family].number, wanted)
+            return {table: dict.fromkeys(chains, Chain(None)) for table, chains in found.items()}
+        names = present(tools, wanted)
+        if all(len(wanted[name]) <= MOST_LISTED for name in names):
+            for name in names:
+                _list_legacy(tools, name, wanted[name], f" {NO_RULE}")  # fails over the first that is not there
+            return {name: dict.fromkeys(wanted[name], Chain(None)) for name in names}
+    return {
+        name: {chain: Chain(None) for chain in wanted[name] if chain in table}
+        for name, table in read_tables(tools, wanted).items()
+    }
 
 
 class _UnlistedError(Exception):
@@ -80,18 +91,18 @@ def _read_listed(tools: Tools, there: Chains) -> Dict[str, Table]:
     return _by_table(there, done.out)
 
 
-def _list_legacy(tools: Tools, table: str, chains: Sequence[str], named: Sequence[str]) -> Table:
+def _list_legacy(tools: Tools, table: str, chains: Sequence[str], rule: str = "") -> List[Tuple[str, Chain]]:
     """Chains of a table that is there. The program reads all of it, but that is less work than writing all of it out.
 
     Without a COMMIT nothing is written.
     """
     if tools.ways.reading == "private":
         raise _UnlistedError  # it would take the lock of the host
-    asked = ["-S " + name for name in chains] + [f"-S {name} {NO_RULE}" for name in named]
+    asked = [f"-S {name}{rule}" for name in chains]
     done = run([tools.restore, "--noflush"], "\n".join(["*" + table, *asked, ""]), own_lock=True)
     if "COMMIT expected" not in done.err:
         raise _UnlistedError
-    return {**dict.fromkeys(named, Chain(None)), **dict(parse_lists(done.out))}
+    return parse_lists(done.out)
 
 
 def listing(chains: Chains) -> str:

@@ -4,6 +4,7 @@ iptables-nft shows only what it knows how to print, and the program ``nft`` need
 this file prints the rules of a chain as JSON: that is how a throw-away namespace is asked.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -23,6 +24,10 @@ _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _GENERATION_ID = 1
 _DROP = 0
+_KIND = 0x3FFF  # without the flags of an attribute's kind
+_HANDLE = 12  # the length of an attribute that holds one
+_QUESTIONS = 32  # at a time: their answers must find room in the socket
+_BUFFER = 1 << 16  # the kernel sends no more at once
 _TRIES = 5
 _ANSWER_SECONDS = 10
 
@@ -63,26 +68,27 @@ def base_chains() -> List[Base]:
 
 
 def existing_chains(family: int, wanted: Mapping[str, Sequence[str]]) -> Dict[str, List[str]]:
-    """Of the wanted chains of each table those that exist: one question per chain, however many there are.
+    """Of the wanted chains of each table those that exist: one question per chain, many of them at a time.
 
     The iptables programs can only list chains, with all of their rules, or fail at the first one that is missing.
     """
-    try:
-        with _open() as netlink:
-            return {
-                table: [chain for chain in chains if _exists(netlink, family, table, chain)]
-                for table, chains in wanted.items()
-            }
-    except OSError as err:
-        raise NoAnswerError(str(err)) from err
+    with _asking() as netlink:
+        return {table: list(_existing(netlink, family, table, chains)) for table, chains in wanted.items()}
 
 
-def _exists(netlink: socket.socket, family: int, table: str, chain: str) -> bool:
-    _ask(netlink, _GET_CHAIN, _REQUEST, family, _attribute(_CHAIN_TABLE, table) + _attribute(_CHAIN_NAME, chain))
-    data = netlink.recv(1 << 16)
-    if _kind(data) != _ERROR:
+def _existing(netlink: socket.socket, family: int, table: str, chains: Sequence[str]) -> Iterator[str]:
+    inside = _attribute(_CHAIN_TABLE, table)
+    for start in range(0, len(chains), _QUESTIONS):
+        asked = chains[start : start + _QUESTIONS]
+        questions = [_message(_GET_CHAIN, _REQUEST, family, inside + _attribute(_CHAIN_NAME, name)) for name in asked]
+        netlink.send(b"".join(questions))
+        yield from (name for name, exists in [(name, _is_there(netlink.recv(_BUFFER))) for name in asked] if exists)
+
+
+def _is_there(answer: bytes) -> bool:
+    if _kind(answer) != _ERROR:
         return True
-    error = -struct.unpack_from("=i", data, 16)[0]
+    error = -struct.unpack_from("=i", answer, 16)[0]
     if error != errno.ENOENT:
         raise OSError(error, os.strerror(error))
     return False
@@ -92,7 +98,7 @@ def generation() -> Optional[int]:
     """How many times this network namespace's nft ruleset was changed; None where the kernel has no nft."""
     try:
         with _open() as netlink:
-            _ask(netlink, _GET_GENERATION, _REQUEST, 0, b"")
+            netlink.send(_message(_GET_GENERATION, _REQUEST, 0, b""))
             answer = netlink.recv(4096)
     except OSError:
         return None
@@ -105,10 +111,27 @@ def tables() -> List[Tuple[int, str]]:
     return [(family, _text(attributes(data)[_TABLE_NAME])) for family, data in _dump(_GET_TABLE, 0, b"")]
 
 
-def expressions(family: int, table: str, chain: str) -> List[bytes]:
-    """The rules of a chain, as the kernel sends them."""
-    wanted = _attribute(_RULE_TABLE, table) + _attribute(_RULE_CHAIN, chain)
-    return [_first(data, _RULE_EXPRESSIONS) for _, data in _dump(_GET_RULE, family, wanted)]
+def expressions(family: int, wanted: Mapping[str, Sequence[str]]) -> Iterator[Tuple[str, str, List[bytes]]]:
+    """The rules of the wanted chains of each table, as the kernel sends them: each table and chain with its own."""
+    with _asking() as netlink:
+        for table, chains in wanted.items():
+            for chain in chains:
+                asked = _attribute(_RULE_TABLE, table) + _attribute(_RULE_CHAIN, chain)
+                answers = _until_quiet(netlink, _GET_RULE, family, asked)
+                yield table, chain, [_expressions(data, asked) for _, data in answers]
+
+
+def _expressions(data: bytes, asked: bytes) -> bytes:
+    """A rule's attributes begin with those that were asked for, its handle, and mostly that of the one before."""
+    at = len(asked)
+    if data.startswith(asked):
+        length, kind = _HEAD.unpack_from(data, at + _HANDLE)
+        if kind & _KIND != _RULE_EXPRESSIONS:
+            at += _HANDLE
+            length, kind = _HEAD.unpack_from(data, at + _HANDLE)
+        if kind & _KIND == _RULE_EXPRESSIONS:
+            return data[at + _HANDLE + 4 : at + _HANDLE + length]
+    return _first(data, _RULE_EXPRESSIONS)
 
 
 def rule(data: bytes) -> Rule:
@@ -131,7 +154,7 @@ def places(data: bytes, at: int, end: int) -> Iterator[Tuple[int, int, int]]:
         length, kind = _HEAD.unpack_from(data, at)
         if length < 4:
             raise ValueError(f"no netlink attributes: {data[:64]!r}")
-        yield kind & 0x3FFF, at + 4, at + length
+        yield kind & _KIND, at + 4, at + length
         at += (length + 3) & ~3
 
 
@@ -153,17 +176,27 @@ def _text(data: bytes) -> str:
 
 
 def _dump(what: int, family: int, wanted: bytes) -> List[Tuple[int, bytes]]:
+    with _asking() as netlink:
+        return _until_quiet(netlink, what, family, wanted)
+
+
+def _until_quiet(netlink: socket.socket, what: int, family: int, wanted: bytes) -> List[Tuple[int, bytes]]:
     """Asked again while the ruleset changes under our eyes."""
     for _ in range(_TRIES):
-        try:
-            with _open() as netlink:
-                _ask(netlink, what, _REQUEST | _DUMP, family, wanted)
-                return list(_answers(netlink))
-        except InterruptedError:
-            continue
-        except OSError as err:
-            raise NoAnswerError(str(err)) from err
+        netlink.send(_message(what, _REQUEST | _DUMP, family, wanted))
+        answers, interrupted = _answers(netlink)
+        if not interrupted:
+            return answers
     raise NoAnswerError("other programs keep changing the rules")
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[socket.socket]:
+    try:
+        with _open() as netlink:
+            yield netlink
+    except OSError as err:
+        raise NoAnswerError(str(err)) from err
 
 
 def _open() -> socket.socket:
@@ -176,25 +209,27 @@ def _kind(answer: bytes) -> int:
     return struct.unpack_from("=IH", answer)[1]
 
 
-def _ask(netlink: socket.socket, what: int, flags: int, family: int, wanted: bytes) -> None:
-    body = struct.pack("=BBH", family, 0, 0) + wanted
-    netlink.send(struct.pack("=IHHII", 16 + len(body), _NFTABLES << 8 | what, flags, 1, 0) + body)
+def _message(what: int, flags: int, family: int, wanted: bytes) -> bytes:
+    length = 20 + len(wanted)
+    return struct.pack("=IHHIIBBH", length, _NFTABLES << 8 | what, flags, 1, 0, family, 0, 0) + wanted
 
 
-def _answers(netlink: socket.socket) -> Iterator[Tuple[int, bytes]]:
+def _answers(netlink: socket.socket) -> Tuple[List[Tuple[int, bytes]], bool]:
+    """All of one dump, and whether the ruleset changed meanwhile."""
+    found, interrupted = [], False
+    unpack = struct.Struct("=IHH").unpack_from
     while True:
-        data = netlink.recv(1 << 20)
-        at = 0
-        while at < len(data):
-            length, kind, flags = struct.unpack_from("=IHH", data, at)
-            if flags & _INTERRUPTED:
-                raise InterruptedError
+        data = netlink.recv(_BUFFER)
+        at, end = 0, len(data)
+        while at < end:
+            length, kind, flags = unpack(data, at)
+            interrupted = interrupted or bool(flags & _INTERRUPTED)
             if kind == _DONE:
-                return
+                return found, interrupted
             if kind == _ERROR:
                 error = -struct.unpack_from("=i", data, at + 16)[0]
                 raise OSError(error, os.strerror(error))
-            yield data[at + 16], data[at + 20 : at + length]
+            found.append((data[at + 16], data[at + 20 : at + length]))
             at += (length + 3) & ~3
 
 
@@ -204,4 +239,5 @@ def from_json(text: str) -> List[bytes]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([data.hex() for data in expressions(int(sys.argv[1]), sys.argv[2], sys.argv[3])]))
+    for _, _, found in expressions(int(sys.argv[1]), {sys.argv[2]: [sys.argv[3]]}):
+        print(json.dumps([data.hex() for data in found]))

@@ -19,18 +19,20 @@ def plan_chain(name: str, stored: StoredState, kernel: Optional[Chain], choices:
     if refusals:
         return ChainPlan(refusals=tuple(refusals))
     chain = kernel or Chain(None)
-    gone, placer, refusals = _plan_rules(name, stored, chain, choices)
-    policy, policy_refusals, warnings = _policy(name, stored, chain, choices)
-    refusals += placer.refusals + policy_refusals
+    policy, refusals, warnings = _policy(name, stored, chain, choices)
+    edits, rules = [], chain.rules
+    if stored.deletes or tuple([line.rule for line in stored.rules]) != chain.rules:
+        edits, rules, unplaced = _plan_rules(name, stored, chain, choices)
+        refusals = unplaced + refusals
     if refusals:
         return ChainPlan(refusals=tuple(refusals), warnings=tuple(warnings))
     created = [Edit("create_chain", line=stored.line)] if kernel is None else []
-    after = Chain(policy[0].rule if policy else chain.policy, placer.result)
-    return ChainPlan(tuple(created + gone + placer.edits + policy), (), tuple(warnings), after)
+    after = Chain(policy[0].rule if policy else chain.policy, rules)
+    return ChainPlan(tuple(created + edits + policy), (), tuple(warnings), after)
 
 
 def _plan_rules(name: str, stored: StoredState, chain: Chain, choices: Choices):
-    """The deletes, the placed inserts, and a refusal where the order differs."""
+    """The deletes and the placed inserts, the rules after them, and what is refused."""
     lines = stored.rules
     deleted = {line.rule: line.line for line in stored.deletes}
     gone = [Edit("delete", at + 1, rule, deleted[rule]) for at, rule in enumerate(chain.rules) if rule in deleted]
@@ -40,11 +42,12 @@ def _plan_rules(name: str, stored: StoredState, chain: Chain, choices: Choices):
     matched = align([line.rule for line in lines], rules)
     strays = _strays(lines, matched, rules)
     if strays and not choices.reorder:
-        refusals = [_refuse_order(name, [lines[index] for index in strays])]
-        return gone, Placer(name, lines, matched, rules, choices.placement, settled=strays), refusals
+        placer = Placer(name, lines, matched, rules, choices.placement, settled=strays)
+        return [], (), [_refuse_order(name, [lines[index] for index in strays]), *placer.refusals]
     gone += [Edit("delete", origin[at] + 1, rules[at], lines[index].line, True) for index, at in strays.items()]
     left, matched = _without(set(strays.values()), matched, rules)
-    return numbered(gone), Placer(name, lines, matched, left, choices.placement, moved=strays), []
+    placer = Placer(name, lines, matched, left, choices.placement, moved=strays)
+    return numbered(gone) + placer.edits, placer.result, placer.refusals
 
 
 def _without(gone: Container[int], matched: Sequence[Optional[int]], rules: Sequence[str]):

@@ -13,10 +13,16 @@ from _iptlive_rules import targets
 from _iptlive_spelling import Texts
 from _iptlive_stored import StoredFile, StoredRule
 
-# Names that iptables prints as they are, without the quotes that a blank in them needs.
-_RAW_NAMES = ("-i", "-o", "--physdev-in", "--physdev-out", "--name", "--hashlimit-name", "--label")
-_TORN = [re.compile(f" {name} [^ \n]+ [^-!]") for name in _RAW_NAMES]
-_TORN.append(re.compile("(?:match|add|del|map)-set [^ \n]+ (?!(?:src|dst)(?:,(?:src|dst))*(?:$| [-!]))", re.MULTILINE))
+# Names that iptables prints as they are, without the quotes that a blank in them needs: what a text with one holds.
+_TORN = {
+    " -i ": re.compile(" -i [^ \n]+ [^-!]"),
+    " -o ": re.compile(" -o [^ \n]+ [^-!]"),
+    " --physdev-": re.compile(" --physdev-(?:in|out) [^ \n]+ [^-!]"),
+    " --name ": re.compile(" --name [^ \n]+ [^-!]"),
+    " --hashlimit-name ": re.compile(" --hashlimit-name [^ \n]+ [^-!]"),
+    " --label ": re.compile(" --label [^ \n]+ [^-!]"),
+    "-set ": re.compile("-set (?<=[hdlp]-set )[^ \n]+ (?!(?:src|dst)(?:,(?:src|dst))*(?:$| [-!]))", re.MULTILINE),
+}
 _QUOTED_WORD = re.compile(r' "(?:[^"\\]|\\.)*"(?=[ \n]|\Z)')
 _WITHOUT_SPI = re.compile(r" -m ipcomp(?! ! --ipcompspi| --ipcompspi)")
 
@@ -28,7 +34,7 @@ def texts(stored: StoredFile, live: Mapping[str, Table], doubts: Doubts) -> Text
     found: Texts = {}
     for name, table in stored.tables.items():
         known = {chain: _known(live, name, chain, doubts) for chain in {rule.chain for rule in table.rules}}
-        found.update((rule.line, (rule.spec,)) for rule in table.rules if rule.spec in known[rule.chain])
+        found.update({rule.line: (rule.spec,) for rule in table.rules if rule.spec in known[rule.chain]})
     if reads_back([spec for (spec,) in found.values()]):
         return found
     return {line: spec for line, spec in found.items() if reads_back(spec)}
@@ -46,7 +52,7 @@ def reads_back(printed: Sequence[str]) -> bool:
         return False  # a quote that is part of a name
     if " -m ipcomp" in text and _WITHOUT_SPI.search(text):
         return False  # prints nothing of the match for every index, and reads nothing as the index 0
-    return not any(torn.search(text) for torn in _TORN)
+    return not any(mark in text and torn.search(text) for mark, torn in _TORN.items())
 
 
 def is_settled(stored: StoredFile, live: Mapping[str, Table]) -> bool:
@@ -67,27 +73,37 @@ def with_context(stored: StoredFile, rest: StoredFile, known: Texts) -> StoredFi
     if not known:
         return rest
     tables = {
-        name: table._replace(rules=_in_context(rest.tables[name].rules, [r for r in table.rules if r.line in known]))
+        name: table._replace(rules=_in_context(name, rest.tables[name].rules, table.rules, known))
         for name, table in stored.tables.items()
     }
     return rest._replace(tables=tables)
 
 
-def _in_context(rest: Sequence[StoredRule], known: Sequence[StoredRule]) -> Tuple[StoredRule, ...]:
+def _in_context(
+    table: str, rest: Sequence[StoredRule], rules: Sequence[StoredRule], known: Texts
+) -> Tuple[StoredRule, ...]:
+    chains = {rule.chain for rule in rules}
     news = [rule for rule in rest if not rule.delete]  # what is to be deleted is loaded into a chain of its own
-    olds = [rule for rule in known if not rule.delete]
-    chains = {rule.chain for rule in news + olds}
-    jumps = [(rule, chains.intersection(targets(rule.spec))) for rule in news + olds] if news else []
+    jumps = [(rule, target) for rule in news for target in chains.intersection(targets(rule.spec))]
+    if not jumps and all(is_builtin(table, rule.chain) for rule in news):
+        return tuple(rest)
+    reached = {target for _, target in jumps}
+    olds = [rule for rule in rules if rule.line in known and not rule.delete]
+    jumps += [(rule, target) for rule, target in [(rule, _last_word(rule.spec)) for rule in olds] if target in chains]
     onward: Dict[str, Set[str]] = defaultdict(set)
     back: Dict[str, Set[str]] = defaultdict(set)
-    for rule, found in jumps:
-        onward[rule.chain] |= found
-        for target in found:
-            back[target].add(rule.chain)
-    below = _closure((target for _, found in jumps[: len(news)] for target in found), onward)
+    for rule, target in jumps:
+        onward[rule.chain].add(target)
+        back[target].add(rule.chain)
+    below = _closure(reached, onward)
     above = _closure((rule.chain for rule in news), back)
-    needed = [rule for rule, found in jumps[len(news) :] if rule.chain in below or found & above]
-    return tuple(sorted([*rest, *needed], key=lambda rule: rule.line))
+    needed = [rule for rule in olds if rule.chain in below] + [rule for rule, target in jumps if target in above]
+    return tuple({rule.line: rule for rule in sorted([*needed, *rest], key=lambda rule: rule.line)}.values())
+
+
+def _last_word(printed: str) -> str:
+    """Where a printed rule jumps to a chain, its name ends it."""
+    return printed[printed.rfind(" ") + 1 :]
 
 
 def _closure(start: Iterable[str], steps: Mapping[str, Set[str]]) -> Set[str]:

@@ -1,7 +1,7 @@
 """Text to rules: the words of one rule line, and what ``iptables-save`` and ``iptables -S`` print."""
 
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
 from _iptlive_family import FAMILIES
 from _iptlive_model import Chain, HostError, Table
@@ -116,7 +116,8 @@ def logical_lines(text: str) -> List[str]:
     Programs before 1.8.8 print blanks behind some rules; they mean nothing.
     """
     lines = text.split("\n")
-    if any(line.count('"') % 2 or "\\" in line for line in lines) and any(map(_goes_on, lines)):
+    quoted = [line for line in lines if '"' in line]
+    if any(line.count('"') % 2 or "\\" in line for line in quoted) and any(map(_goes_on, quoted)):
         lines = list(_joined(lines))
     return [line.rstrip(" ") for line in lines] if " \n" in text else lines
 
@@ -164,17 +165,15 @@ def parse_save(text: str) -> Dict[str, Table]:
 
 def parse_lists(text: str) -> List[Tuple[str, Chain]]:
     """What one or more ``iptables -S CHAIN`` printed, in that order: chains of two tables may share a name."""
-    found: List[Tuple[str, Optional[str], List[str]]] = []
-    rules: List[str] = []
-    start = 0
-    for line in logical_lines(text):
-        if line.startswith("-A "):
-            rules.append(line[start:])
-        elif line.startswith(("-P ", "-N ")):
-            chain, _, policy = line[3:].partition(" ")
-            rules, start = [], len(f"-A {chain} ")
-            found.append((chain, policy.split(" ")[0] or None, rules))
-    return [(chain, Chain(policy, tuple(rules))) for chain, policy, rules in found]
+    found: List[Tuple[str, Chain]] = []
+    lines = logical_lines(text)
+    heads = [at for at, line in enumerate(lines) if line.startswith(("-P ", "-N "))]
+    for at, end in zip(heads, heads[1:] + [len(lines)]):
+        chain, _, policy = lines[at][3:].partition(" ")
+        start = len(f"-A {chain} ")
+        rules = tuple([line[start:] for line in lines[at + 1 : end] if line.startswith("-A ")])
+        found.append((chain, Chain(policy.split(" ")[0] or None, rules)))
+    return found
 
 
 def _frozen(found: Dict[str, Tuple]) -> Table:

@@ -209,9 +209,10 @@ def _table_states(stored: StoredFile, name: str, spelling: Spelling, live: Table
     deletes: Dict[str, List[Line]] = {chain: [] for chain in rules}
     refusals: Dict[str, List[Refusal]] = {chain: [] for chain in rules}
     for rule in table.rules:
-        texts = spelling.texts.get(rule.line, ())
-        if len(texts) == 1 and not rule.delete and rule.insert_at is None:
-            rules[rule.chain].append(Line(texts[0], rule.line))  # nearly all of them
+        chain, _, number, delete, insert_at = rule
+        texts = spelling.texts.get(number, ())
+        if len(texts) == 1 and not delete and insert_at is None:
+            rules[chain].append(Line(texts[0], number))  # nearly all of them
             continue
         if len(texts) > 1 and rule.line in spelling.named and rule.chain in live:
             texts = _as_in(live[rule.chain].rules, texts)

@@ -77,9 +77,7 @@ def parse(family: str, path: str, data: bytes) -> StoredFile:
     reader = _Reader(path)
     lines = _lines(reader, data.decode("utf-8", "surrogateescape"))
     _check_bytes(path, lines)
-    for number, line in enumerate(lines, 1):
-        if not reader.read_plain(number, line):
-            reader.read(number, line)
+    reader.read_all(lines)
     reader.finish(len(lines))
     stored = StoredFile(family, path, reader.tables, tuple(reader.warnings))
     if switches.may_hold("\n".join(stored.texts())):
@@ -160,6 +158,19 @@ class _Reader:
 
     def error(self, what: str) -> HostError:
         return HostError(f"{self.path}, line {self._number}: {what}")
+
+    def read_all(self, lines: List[str]) -> None:
+        """Most lines are a rule of the same chain as the one before, with no more to look at."""
+        start, chain, add = "\n", "", None  # no line starts like that
+        for number, line in enumerate(lines, 1):
+            if line.startswith(start) and ('"' not in line or quotes_closed(line)):
+                add(StoredRule(chain, line[len(start) :].strip(" \t"), number))
+            elif self.read_plain(number, line):
+                chain, add = self._section.rules[-1].chain, self._section.rules.append
+                start = f"-A {chain} "
+            else:
+                self.read(number, line)
+                start = "\n"
 
     def read_plain(self, number: int, raw: str) -> bool:
         """Take a rule that is written as nearly all are; it need not be split into words."""

@@ -17,7 +17,6 @@ from _iptlive_model import BUILTIN, Chain, ChainPlan, Edit, Refusal, StoredState
 from _iptlive_options import Options
 from _iptlive_plan import plan_chain
 from _iptlive_printable import printable
-from _iptlive_references import undeclared
 from _iptlive_rules import targets
 from _iptlive_sandbox import OnDemand
 from _iptlive_stored import StoredFile, parse
@@ -108,7 +107,7 @@ def _path(options: Options, stored: StoredFile) -> str:
 def _view(options: Options, sandbox: OnDemand, found: "Future[programs.Tools]", stored: StoredFile) -> FamilyView:
     tools = found.result()
     log.debug("%s: stored file %s, backend %s %s", label(tools.family), stored.path, tools.backend, tools.version)
-    live = _live(tools, stored, undeclared(stored))
+    live = _live(tools, stored)
     doubts = blindspots.doubts(tools, live)
     read = canonical(sandbox, tools, stored, live, doubts.texts(live))
     states, misprints = blindspots.misprinted(sandbox, tools, live, read.states, doubts)
@@ -119,10 +118,10 @@ def _view(options: Options, sandbox: OnDemand, found: "Future[programs.Tools]", 
     return FamilyView(tools, _path(options, stored), live, states, plans, warnings, read.sandbox)
 
 
-def _live(tools: programs.Tools, stored: StoredFile, jumps: Dict[str, Set[str]]) -> Dict[str, Table]:
-    """The chains that the file names; of those that its rules only jump to, no more than that they are there."""
+def _live(tools: programs.Tools, stored: StoredFile) -> Dict[str, Table]:
+    """The chains that the file names."""
     wanted = {name: sorted(set(BUILTIN[name]).union(table.chains)) for name, table in stored.tables.items()}
-    return kernel.read_chains(tools, wanted, {name: sorted(found) for name, found in jumps.items()})
+    return kernel.read_chains(tools, wanted)
 
 
 def _plans(options: Options, family: str, table: str, states: Dict[str, StoredState], live: Table):
