@@ -133,6 +133,17 @@ def test_graphviz_can_read_it(view):
     assert text.count("{") >= 2
 
 
+def test_chains_that_have_nothing_in_common_stay_apart():
+    content = [f"zone{number}" for number in range(graph.MOST_NODES + 9)]
+    assert graph.collapsed("filter", content, KNOWN) == {chain: chain for chain in content}
+
+
+def test_built_in_chains_are_square_and_the_others_round():
+    content = {"INPUT": Chain("DROP", ("-j MINE",)), "MINE": Chain(None, ())}
+    text = graph.mermaid([graph.picture(graph.View("ipv4", "filter", content, {}, {}, ()), KNOWN)])
+    assert re.findall(r'^    \w+([\[(])"(\w+)', text, re.MULTILINE) == [("[", "INPUT"), ("(", "MINE")]
+
+
 def test_the_legend_names_each_colour_once():
     content = {
         "INPUT": Chain("ACCEPT", ("-j MINE", "-j f2b-sshd")),

@@ -65,8 +65,9 @@ def test_defaults():
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_wrong_value_is_named(name, value):
-    with pytest.raises(InputError, match=rf"^option '{name}\b.*': expected .*, got "):
+    with pytest.raises(InputError, match=rf"^option '{name}\b.*': expected .*, got ") as refusal:
         parse({name: value})
+    assert str(refusal.value).rpartition(", got ")[2] in repr(value)
 
 
 def test_unknown_option_is_named_with_those_that_exist():

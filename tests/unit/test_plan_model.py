@@ -62,6 +62,15 @@ def test_matching_of_long_chains(stored, kernel, most_pairs):
         assert len(found) <= model.longest(stored, kernel)
 
 
+@given(st.lists(st.integers(1, 6), max_size=7).flatmap(lambda lengths: st.permutations(list(enumerate(lengths)))))
+def test_matching_of_runs_that_were_moved(runs):
+    """A run counts as all of its rules, however it is found."""
+    stored, kernel = (
+        [f"{run}.{at}" for run, length in order for at in range(length)] for order in (sorted(runs), runs)
+    )
+    assert len(pairs(align(stored, kernel))) == model.longest(stored, kernel)
+
+
 @settings(max_examples=5 * settings.default.max_examples)
 @given(FEW, FEW_IN_KERNEL, st.sets(st.sampled_from("efX")))
 @example(list("ab"), list("aXb"), set())
