@@ -103,6 +103,7 @@ import _iptlive_owners as owners
 import _iptlive_picture as picturing
 import _iptlive_proof as proving
 import _iptlive_report as report
+import _iptlive_shadowed as shadows
 import _iptlive_sources as sources_room
 import _iptlive_survey as survey
 import _iptlive_update as update
@@ -434,6 +435,42 @@ def foreign(**options):
     with _salt_errors():
         settings, known = _options(options)
         return whose.foreign(survey.survey(settings), known)
+
+
+def shadowed(**options):
+    """
+    List the rules of the table ``filter`` that no packet comes to, and which rules take their packets. Reads only: the
+    packets are sent in a throw-away clone of the host.
+
+    For each rule, packets are made that it could match; a rule is listed when none of them came to it.
+
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns a dictionary:
+
+    shadowed
+        Per chain (``IPv4/filter/INPUT``) a list of ``position``, ``rule``, ``line`` (stored) or ``owner`` (foreign),
+        ``complete`` (whether the packets stand for all that could come to it; otherwise some were tried), and
+        ``taken_by``: the ``chain``, ``position``, ``rule`` and ``line`` or ``owner`` of up to three rules that took
+        them, position 0 being the chain's policy.
+    not_tried
+        Per chain the positions of rules that no packet could be made for, such as those of an absent interface or of
+        the loopback.
+    rules, packets
+        How many rules were looked at, and with how many packets.
+
+    Raises what :py:func:`plan` raises, and ``CommandExecutionError`` where no clone can be made.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.shadowed
+    """
+    with _salt_errors():
+        settings, known = _options(options)
+        return shadows.shadowed(survey.survey(settings), known)
 
 
 def export(test=False, overwrite=False, **options):

@@ -242,6 +242,36 @@ def test_a_rule_that_decides_nothing(network):
     assert f"{INPUT}: line 6 decides nothing: line 5 takes its packets" in answer["warnings"]
 
 
+def test_shadowed(network):
+    """Every planted one is found, with what takes its packets; none other; and what no packet can be made for."""
+    network.restore("""\
+*filter
+:INPUT DROP [0:0]
+:WEB - [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -i lo -j ACCEPT
+-A INPUT -s 10.20.0.0/16 -j ACCEPT
+-A INPUT -s 10.20.5.0/24 -p tcp -m tcp --dport 22 -j DROP
+-A INPUT -p tcp -m tcp --dport 80 -j WEB
+-A INPUT -p tcp -m tcp --dport 22 -j LOG
+-A INPUT -p tcp -m multiport --dports 22,443 -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 443 -j DROP
+-A INPUT -j REJECT
+-A INPUT -p tcp -m tcp --dport 9000 -j ACCEPT
+-A WEB -s 192.0.2.0/24 -j DROP
+-A WEB -p udp -j ACCEPT
+-A WEB -j ACCEPT
+COMMIT
+""")
+    options = stored(network, "*filter\n-A INPUT -s 10.20.5.0/24 -p tcp --dport 22 -j DROP\nCOMMIT\n")
+    answer = network.call("iptlive.shadowed", **options).value
+    positions = {chain: [one["position"] for one in rules] for chain, rules in answer["shadowed"].items()}
+    assert positions == {INPUT: [4, 8, 10]}
+    takers = [sorted(taker["position"] for taker in one["taken_by"]) for one in answer["shadowed"][INPUT]]
+    assert takers == [[3], [3, 7], [3, 9]] and answer["shadowed"][INPUT][0]["line"] == 2
+    assert answer["not_tried"] == {INPUT: [2], "IPv4/filter/WEB": [2]}
+
+
 def examples():
     """By heading: the blocks of the document's sections that show what becomes of an update."""
     sections = re.split(r"^## (.+)$", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]

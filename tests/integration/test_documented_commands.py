@@ -18,6 +18,7 @@ import pytest
 from lab.demo import AT_BOOT, EXTENDED, NEW_RULES, STORED_V6
 from lab.docker import docker_rules
 from lab.host import ENVIRONMENT, PROGRAMS, Host, minion_options
+from lab.network import connect
 
 RULES_V4, RULES_V6 = "/etc/iptables/rules.v4", "/etc/iptables/rules.v6"
 # Connections between minions and master are older than the rules, and than the kernel's tracking.
@@ -68,7 +69,7 @@ def over_ssh(text):
 @pytest.fixture(scope="module")
 def site(whole_fleet, hosts):
     """Salt's programs find their settings where they look for them by themselves."""
-    alone = hosts("nft")
+    alone = connect(hosts("nft"))
     for host in (alone, whole_fleet.master):
         host.run(["rm", "-rf", "/etc/salt"])
     alone.write("/etc/salt/minion", json.dumps(minion_options("/run/lab/salt")))
@@ -137,7 +138,7 @@ def without_files(site, hosts):
 def cutting_off(site, hosts):
     """With the pillar of the page, but less time to wait."""
     standard(site, hosts, stored=EXTENDED.replace("COMMIT", "-A OUTPUT -p tcp -m tcp --dport 4506 -j DROP\nCOMMIT"))
-    pillar(site, families=["ipv4"], confirm=4)
+    pillar(site, families=["ipv4"], confirm=4, expect=[{"drop": "4506/tcp", "to": "master"}])
 
 
 class Scene(NamedTuple):
@@ -153,6 +154,7 @@ SCENES = [
     Scene(r"iptlive\.(rollback|outcome)", updated),
     Scene(r"salt-ssh web1 iptlive\.confirm", waiting),
     Scene(r"iptables-backup-20260714", backed_up),
+    Scene(r"iptlive\.plan expect=", standard, 1),
     Scene(r"iptlive\.export$", without_files),
     Scene(r"^salt web1 state\.apply iptlive$", cutting_off, 1),
     Scene(r"^salt-call --local iptlive\.apply families=\[ipv4\]$", waiting, 1),
