@@ -22,7 +22,7 @@ from _iptlive_programs import Done, Tools, Ways, message
 
 CHAIN = "iptlive-trial"
 NOWHERE = "iptlive-nowhere"
-KEPT = ("-i lo -j ACCEPT", "-m comment --comment iptlive -j ACCEPT")
+KEPT = ("-i lo -j ACCEPT", "-m comment --comment iptlive")
 NEW, RIVAL, NEVER = "-i eth1 -j ACCEPT", "-i eth2 -j DROP", "-i eth3 -j DROP"
 SECONDS = 5
 
@@ -116,7 +116,7 @@ def loads(tools: Tools, found: Dict[str, Any]) -> str:
         raise UnfitError("it writes another backend's rules than it says")
     if rules(tools) != list(KEPT):
         raise UnfitError(f"it prints rules in another form than it takes: {rules(tools)}")
-    found["blanks"] = " \n" in programs.run([tools.save, "-t", "filter"]).out
+    found["blanks"] = " \n" in restore(tools, f"-S {CHAIN}").out
     return "-" if bare and not restore(tools, ":INPUT - [0:0]").status else "policy"
 
 
@@ -144,7 +144,10 @@ def lists_after_commit(tools: Tools) -> bool:
 
 def planned(live: Table, wanted: Sequence[str], gone: str) -> Dict[str, ChainPlan]:
     stored = StoredState(tuple(Line(rule, 1) for rule in wanted), (Line(gone, 1),))
-    return {CHAIN: plan_chain(CHAIN, stored, live[CHAIN], Choices("after"))}
+    plan = plan_chain(CHAIN, stored, live[CHAIN], Choices("after"))
+    if plan.refusals:
+        raise UnfitError(f"it lists other rules inside a transaction than {list(wanted)}")
+    return {CHAIN: plan}
 
 
 def commits(tools: Tools) -> None:

@@ -205,7 +205,10 @@ class Host:
         self.run(["ipset", "destroy"], check=False)
         places = ["/etc/iptables", "/etc/sysconfig", SCRATCH + "/pillar", SCRATCH + "/files"]
         self.run(["rm", "-rf", *places])
-        # What was found about this host's programs stays: they are still the same.
+        self.forget()
+
+    def forget(self):
+        """No update was ever made; what was found about the host's programs stays, for they are still the same."""
         kept = ["-mindepth", "1", "-maxdepth", "1", "-not", "-name", "ways", "-exec", "rm", "-rf", "{}", "+"]
         self.run(["find", "/var/lib/iptlive", *kept], check=False)
 

@@ -103,4 +103,6 @@ def test_systemd_looks_after_it(new_host):
         assert host.read("/run/applied") in shown and "active (running)" in shown
         wait_until(lambda: host.save() == before)
         assert "not confirmed within 10 seconds" in host.run(["sh", "-c", "cat /var/lib/iptlive/journal/*"]).stdout
-        wait_until(lambda: not systemd.run(["systemctl", "list-units", "--all", "--plain", "-q", "iptlive-*"]).stdout)
+        wait_until(
+            lambda: not systemd.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "iptlive-*"]).stdout
+        )

@@ -27,7 +27,7 @@ EMPTY = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n*nat\n
 
 def prepare(host):
     """As before any update."""
-    host.run(["rm", "-rf", "/var/lib/iptlive"])
+    host.forget()
     for family, text in BEFORE.items():
         host.restore(EMPTY + text, family)
     for path, text in STORED.items():
