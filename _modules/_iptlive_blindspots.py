@@ -13,6 +13,7 @@ from _iptlive_programs import SEARCH_PATH, Tools, message, run
 from _iptlive_rules import parse_save
 from _iptlive_sandbox import OnDemand
 from _iptlive_spelling import names_object
+from _iptlive_stored import StoredFile
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _CHANGED = "the rules changed while they were being read; they were not checked for nftables' own"
@@ -142,7 +143,7 @@ def doubts(tools: Tools, live: Dict[str, Table]) -> Doubts:
 
 
 def misprinted(
-    sandbox: OnDemand, tools: Tools, live: Dict[str, Table], states: States, found: Doubts
+    sandbox: OnDemand, tools: Tools, live: Dict[str, Table], states: States, found: Doubts, stored: StoredFile
 ) -> Tuple[States, List[str]]:
     """The states with a refusal where a misprinted rule reads like a stored one, and a warning about any other."""
     warnings = list(found.warnings)
@@ -151,6 +152,8 @@ def misprinted(
         key = chain_key(tools.family, suspect.table, suspect.chain)
         state = refused[suspect.table][suspect.chain]
         lines = tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
+        if _is_stored(sandbox, tools, stored, suspect, lines):
+            continue
         what = (
             f"{key}: the rule at position {suspect.position} was not written by iptables and does something else than"
         )
@@ -160,6 +163,14 @@ def misprinted(
         else:
             warnings.append(f"{what} it is printed as: '{suspect.text}'")
     return refused, warnings
+
+
+def _is_stored(sandbox: OnDemand, tools: Tools, stored: StoredFile, suspect: _Suspect, lines: Sequence[int]) -> bool:
+    """iptables writes some rules with more than it lists, like ``-i +``: then the stored line itself is written so."""
+    specs = [rule.spec for rule in stored.tables[suspect.table].rules if rule.line in lines]
+    chains = expressions.jumps(suspect.rule)
+    written = sandbox().written(tools, suspect.table, specs, chains) if specs else []
+    return any(rule is not None and expressions.same(rule, suspect.rule) for rule in written)
 
 
 def _unchanged(tools: Tools, live: Dict[str, Table], proved: Sequence[_Suspect], warnings) -> List[_Suspect]:

@@ -5,9 +5,9 @@ import os
 import re
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
-from _iptlive_family import FAMILIES
-from _iptlive_model import BUILTIN, Chain, HostError, Table
-from _iptlive_netlink import NoAnswerError, existing_chains, tables
+from _iptlive_family import FAMILIES, label
+from _iptlive_model import BUILTIN, Chain, HostError, Table, is_builtin
+from _iptlive_netlink import NoAnswerError, existing_chains, tables, without_hook
 from _iptlive_programs import Tools, message, run
 from _iptlive_rules import parse_lists, parse_save
 
@@ -37,6 +37,13 @@ def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
         done = run([tools.save, "-t", name])
         if done.status:
             raise HostError(f"{tools.save}: {message(done.err)}")
+        if "is incompatible, use 'nft' tool" in done.out:
+            raise HostError(
+                f"{label(tools.family)}: iptables cannot read the table '{name}', because another program has written "
+                f"into it what iptables does not know. See 'nft list table {_nft_word(tools)} {name}' (and 'nft list "
+                f"chain {_nft_word(tools)} {name} {BUILTIN[name][0]}'), and have that program use a table of its own; "
+                "nothing was planned on half the truth"
+            )
         found.update(parse_save(done.out))
     return found
 
@@ -88,7 +95,25 @@ def _read_listed(tools: Tools, there: Chains) -> Dict[str, Table]:
     done = run([tools.restore, "--noflush"], listing(there))
     if done.status:
         raise _UnlistedError
+    builtin = {table: [chain for chain in chains if is_builtin(table, chain)] for table, chains in there.items()}
+    unlike = without_hook(FAMILIES[tools.family].number, builtin)
+    if unlike or "contains incompatible base-chains" in done.out:
+        raise _not_iptables(tools, *(unlike or [(table, chains[0]) for table, chains in builtin.items() if chains])[0])
     return _by_table(there, done.out)
+
+
+def _not_iptables(tools: Tools, table: str, chain: str) -> HostError:
+    """The programs list such a chain as if it were empty, or none of theirs, and their transactions fail on it."""
+    return HostError(
+        f"{label(tools.family)}: the kernel's table '{table}' holds a chain that iptables does not make (without a "
+        f"hook, or with another priority), and iptables cannot work with it. See 'nft list chain {_nft_word(tools)} "
+        f"{table} {chain}'; remove it with the program that made it, or have it use a table of its own; nothing was "
+        "changed"
+    )
+
+
+def _nft_word(tools: Tools) -> str:
+    return "ip" if tools.family == "ipv4" else "ip6"
 
 
 def _list_legacy(tools: Tools, table: str, chains: Sequence[str], rule: str = "") -> List[Tuple[str, Chain]]:

@@ -85,6 +85,20 @@ def _existing(netlink: socket.socket, family: int, table: str, chains: Sequence[
         yield from (name for name, exists in [(name, _is_there(netlink.recv(_BUFFER))) for name in asked] if exists)
 
 
+def without_hook(family: int, wanted: Mapping[str, Sequence[str]]) -> List[Tuple[str, str]]:
+    """Of the wanted chains those that are there and that no packet reaches by itself: table and name."""
+    found = []
+    with _asking() as netlink:
+        for table, chains in wanted.items():
+            for chain in chains:
+                asked = _attribute(_CHAIN_TABLE, table) + _attribute(_CHAIN_NAME, chain)
+                netlink.send(_message(_GET_CHAIN, _REQUEST, family, asked))
+                answer = netlink.recv(_BUFFER)
+                if _is_there(answer) and _CHAIN_HOOK not in attributes(answer[20:]):
+                    found.append((table, chain))
+    return found
+
+
 def _is_there(answer: bytes) -> bool:
     if _kind(answer) != _ERROR:
         return True

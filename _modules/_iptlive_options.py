@@ -44,6 +44,7 @@ class Options(NamedTuple):
     context: Mapping[str, Any] = {}
     defaults: Mapping[str, Any] = {}
     backup: str = ""
+    boot: str = "report"
     owners: Mapping[str, Any] = {}
     expect: Tuple[Expectation, ...] = ()
     opens: str = "report"
@@ -178,6 +179,7 @@ _READERS = {
     "context": _mapping,
     "defaults": _mapping,
     "backup": _word("", "minion", "master", "both"),
+    "boot": _word("report", "refuse", "ignore"),
     "owners": _mapping,
     "confirm": _seconds,
     "confirm_check": _confirm_check,

@@ -27,7 +27,7 @@ from _iptlive_stored import StoredFile, StoredRule
 _ERROR_LINE = re.compile(r"(?:Error occurred at line: |^line |: line )(\d+)", re.MULTILINE)
 _NO_MODULE = re.compile(r"Extension (\S+) revision \d+ not supported")
 _NOT_INSTALLED = "There is no {} '{}' on this host: correct the name, or install the extension"
-_FIXES = (
+FIXES = (
     (re.compile(r"Couldn't load (match) `([^']+)'"), _NOT_INSTALLED),
     (re.compile(r"Couldn't load (target) `([^']+)'"), _NOT_INSTALLED),
     (re.compile(r"host/network `([^']+)' not found"), "No address is known for '{}': correct it, or write the address"),
@@ -323,7 +323,7 @@ def _refusal(task: Task, rule: Optional[StoredRule], done: Done) -> HostError:
         if rule
         else "No rule is to blame: see whether the kernel has these tables, and the chains' names"
     )
-    for pattern, sentence in _FIXES:
+    for pattern, sentence in FIXES:
         found = pattern.search(done.err)
         if found:
             fix = sentence.format(*found.groups())

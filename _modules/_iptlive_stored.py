@@ -11,14 +11,14 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import _iptlive_switches as switches
 from _iptlive_model import BUILTIN, HostError, is_builtin
-from _iptlive_rules import Word, quotes_closed, words
+from _iptlive_rules import Word, other_family, quotes_closed, words
 
 LONGEST_LINE = 10239  # iptables-restore reads no more and takes the remainder for another line
 LONGEST_NAME = 28
 
 _DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
 _COUNTERS = re.compile(r"\A\[\d+:\d+\][ \t]*")
-_CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t]+\[\d+:\d+\])?\Z")
+_CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t].*)?\Z")  # it does not look at the rest
 _CONTROL = bytes(set(range(32)) - {ord("\t"), ord("\n")})
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _COMMANDS = re.compile(r"(-[ADIRNPFXZECLS]|--(?:append|delete|insert|replace|new-chain|policy|flush|delete-chain"
@@ -62,6 +62,7 @@ class StoredFile(NamedTuple):
     path: str
     tables: Dict[str, StoredTable]
     warnings: Tuple[str, ...]
+    data: bytes = b""
 
     def texts(self) -> List[str]:
         return [rule.spec for table in self.tables.values() for rule in table.rules]
@@ -74,12 +75,12 @@ class StoredFile(NamedTuple):
 
 def parse(family: str, path: str, data: bytes) -> StoredFile:
     """Parse the bytes of a stored file; raises HostError naming path, line and fix."""
-    reader = _Reader(path)
+    reader = _Reader(family, path)
     lines = _lines(reader, data.decode("utf-8", "surrogateescape"))
     _check_bytes(path, lines)
     reader.read_all(lines)
     reader.finish(len(lines))
-    stored = StoredFile(family, path, reader.tables, tuple(reader.warnings))
+    stored = StoredFile(family, path, reader.tables, tuple(reader.warnings), data)
     if switches.may_hold("\n".join(stored.texts())):
         _refuse_switches(stored)
     return stored
@@ -145,7 +146,8 @@ class _Section:
 class _Reader:
     """Takes the lines of one file in turn."""
 
-    def __init__(self, path: str):
+    def __init__(self, family: str, path: str):
+        self.family = family
         self.path = path
         self.tables: Dict[str, StoredTable] = {}
         self.warnings: List[str] = []
@@ -315,12 +317,18 @@ class _Reader:
         command = command.rstrip("=")
         command = _SHORT.get(command, command)
         arguments = ([Word(joined, 0, 0)] if joined else []) + parts[place + 1 :]
+        if other_family(line, self.family) and not self._is_known_rule(section, command, arguments):
+            return  # the loader does not even look for the chain
         if command in ("-A", "-I"):
             self._rule(section, line, parts[place], arguments, command == "-I", delete)
         elif delete:
             raise self.error(f"#DELETE# can only mark a rule ('#DELETE# -A CHAIN ...'), not '{command}'")
         else:
             self._other_command(section, command, [word.value for word in arguments])
+
+    @staticmethod
+    def _is_known_rule(section: _Section, command: str, arguments: List[Word]) -> bool:
+        return command in ("-A", "-I") and bool(arguments) and section.has(arguments[0].value)
 
     def _rule(self, section: _Section, line: str, command: Word, arguments: List[Word], insert: bool, delete: bool):
         if not arguments:

@@ -8,6 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 import _iptlive_blindspots as blindspots
 import _iptlive_files as files
+import _iptlive_freshboot as freshboot
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
 import _iptlive_ways as ways
@@ -34,6 +35,7 @@ class FamilyView(NamedTuple):
     plans: Dict[str, Dict[str, ChainPlan]]
     warnings: Tuple[str, ...]
     scratch: str  # where stored rules were read: "namespace", "user namespace", "dry run", or "none" where none had to
+    stored: StoredFile = StoredFile("", "", {}, ())
 
 
 class Survey(NamedTuple):
@@ -110,12 +112,13 @@ def _view(options: Options, sandbox: OnDemand, found: "Future[programs.Tools]", 
     live = _live(tools, stored)
     doubts = blindspots.doubts(tools, live)
     read = canonical(sandbox, tools, stored, live, doubts.texts(live))
-    states, misprints = blindspots.misprinted(sandbox, tools, live, read.states, doubts)
-    warnings = stored.warnings + read.warnings + tuple(misprints + blindspots.elsewhere(tools))
+    states, misprints = blindspots.misprinted(sandbox, tools, live, read.states, doubts, stored)
+    states, at_boot = freshboot.judged(options.boot, tools, stored, states)
+    warnings = stored.warnings + read.warnings + tuple(at_boot + misprints + blindspots.elsewhere(tools))
     plans = {
         table: _plans(options, tools.family, table, chains, live.get(table, {})) for table, chains in states.items()
     }
-    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, read.sandbox)
+    return FamilyView(tools, _path(options, stored), live, states, plans, warnings, read.sandbox, stored)
 
 
 def _live(tools: programs.Tools, stored: StoredFile) -> Dict[str, Table]:

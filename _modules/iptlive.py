@@ -36,6 +36,9 @@ template, context, defaults
 backup
     ``minion`` keeps a copy of a stored file that is replaced, as for ``file.managed``. Default: the minion's
     ``backup_mode``.
+boot
+    When the stored file would not load at boot, or load as something else than is planned: ``report`` it as a warning,
+    ``refuse`` the chain, or ``ignore`` it and do not try. See :py:func:`boot`. Default: ``report``.
 backend
     ``auto`` (whatever the host's ``iptables`` command is), ``nft`` or ``legacy``. Default: ``auto``.
 placement
@@ -91,6 +94,7 @@ import os
 import sys
 
 import _iptlive_backup as backup_room
+import _iptlive_boot as boot_room
 import _iptlive_drift as drifting
 import _iptlive_expect as expecting
 import _iptlive_export as exporter
@@ -630,6 +634,41 @@ def drift(since=None, **options):
         if now == since:
             return {"fingerprint": now}
         return dict(drifting.summary(report.planned(survey.survey(settings))), fingerprint=now)
+
+
+def boot(**options):
+    """
+    Tell whether the host would come up with its stored rules. Reads only: nothing is loaded but into a throw-away
+    network namespace.
+
+    options
+        See the module's description. What is not given is taken from pillar ``iptlive``.
+
+    Returns a dictionary:
+
+    status
+        ``loads``, or ``problems``, which sets the job's return code to 1.
+    families
+        Per family the ``file``; its ``loaders`` (units, or scripts of the network), each with ``name``, ``enabled``,
+        ``before_network`` and ``before_docker`` (``None`` without Docker); ``sets``, the ipsets that the file names,
+        and whether they are restored before; and the ``rehearsal``: what the loader's own command made of the file in
+        a fresh namespace (``in_sync``, ``refused``, or ``None`` where none can be made).
+    problems
+        A list of sentences, each with its fix.
+
+    Raises what :py:func:`plan` raises.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.boot
+    """
+    with _salt_errors():
+        answer = boot_room.boot(_options(options)[0])
+        if answer["status"] == "problems":
+            __context__["retcode"] = 1
+        return answer
 
 
 def enabled():

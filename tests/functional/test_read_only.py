@@ -66,8 +66,10 @@ def everything(host):
     if host.backend == "legacy":
         texts += [host.save(family, counters=True) for family in PATHS]
     texts.append(host.run(["ipset", "list"]).stdout)
-    # The first plan keeps what it finds about the programs themselves.
-    texts.append(host.run(["find", "/etc", "/var", "-newer", "/run/before", "-not", "-path", WAYS + "*"]).stdout)
+    # What the first plan finds out is kept: about the programs themselves, and about a reboot with this file.
+    kept = [WAYS + "*", "/var/lib", "/var/lib/iptlive", "/var/lib/iptlive/boot*"]
+    apart = [word for path in kept for word in ("-not", "-path", path)]
+    texts.append(host.run(["find", "/etc", "/var", "-newer", "/run/before", *apart]).stdout)
     return texts
 
 

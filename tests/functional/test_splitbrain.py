@@ -90,6 +90,18 @@ def test_incompatible_table(nft_host):
     assert nft_host.run(["nft", "list", "ruleset"]).stdout == before
 
 
+@pytest.mark.parametrize("chain", ["INPUT { type filter hook input priority 10; }", "INPUT"])
+def test_chains_that_iptables_does_not_make(nft_host, chain):
+    """It lists them as if they were empty, or none of its own, and fails on them: a plan tells, not the update."""
+    nft(nft_host, "add table ip filter", f"add chain ip filter {chain}")
+    nft_host.write(PATHS["ipv4"], STORED)
+    before = nft_host.run(["nft", "list", "ruleset"]).stdout
+    for function in ("iptlive.plan", "iptlive.apply"):
+        with pytest.raises(SaltError, match="a chain that iptables does not make .*'nft list chain ip filter INPUT'"):
+            nft_host.call(function, **IPV4)
+    assert nft_host.run(["nft", "list", "ruleset"]).stdout == before
+
+
 def test_misprinted_rules(nft_host):
     nft_host.restore(STORED)
     nft(

@@ -72,7 +72,7 @@ def test_wrong_value_is_named(name, value):
 
 def test_unknown_option_is_named_with_those_that_exist():
     with pytest.raises(
-        InputError, match=r"^unknown option 'placment'; known are backend, backup, chains, .*\bplacement, .*wait$"
+        InputError, match=r"^unknown option 'placment'; known are backend, backup, boot, chains, .*\bplacement, .*wait$"
     ):
         parse({"placment": "before"})
 
