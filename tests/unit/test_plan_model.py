@@ -93,6 +93,7 @@ def test_refused_only_where_no_longest_matching_is_safe(stored, kernel, deletes)
 @settings(max_examples=5 * settings.default.max_examples)
 @given(FEW_UNLIKE, FEW_IN_KERNEL, st.sets(st.sampled_from("abefX"), max_size=2), PLACEMENTS, st.booleans())
 @example(list("abc"), list("aXbYc"), set(), "after", False)
+@example(list("abc"), list("aXc"), set(), "refuse", False)
 @example(list("cab"), list("aXbc"), set(), "refuse", True)
 def test_what_a_plan_leads_to(stored, kernel, deletes, placement, reorder):
     made = plan(stored, kernel, deletes, placement=placement, reorder=reorder)
@@ -112,6 +113,13 @@ def test_what_a_plan_leads_to(stored, kernel, deletes, placement, reorder):
     check_steps(made, stored, kernel, deletes)
     check_places(made, stored, placement)
     assert plan(stored, result, deletes, placement=placement).edits == ()
+
+
+def test_a_refused_chain_warns_of_its_policy_too():
+    refused = plan_chain(NAME, state("abc", policy="DROP"), Chain("ACCEPT", tuple("aXc")), Choices())
+    in_sync = plan_chain(NAME, state("ac", policy="DROP"), Chain("ACCEPT", tuple("aXc")), Choices())
+    assert refused.refusals and not in_sync.refusals
+    assert refused.warnings == in_sync.warnings != ()
 
 
 def check_steps(made, stored, kernel, deletes):
