@@ -9,6 +9,7 @@ import _iptlive_netlink as netlink
 from _iptlive_family import FAMILIES, label
 from _iptlive_kernel import read_chains
 from _iptlive_model import BUILTIN, HostError, Refusal, StoredState, Table, chain_key
+from _iptlive_owners import NATIVE_TABLES
 from _iptlive_programs import SEARCH_PATH, Tools, message, run
 from _iptlive_rules import parse_save
 from _iptlive_sandbox import OnDemand
@@ -80,9 +81,10 @@ def _is_read(tools: Tools, family: int, table: str) -> bool:
 
 def _native_table(family: str, table: str, chains: Sequence[netlink.Base]) -> str:
     names = [name for number, name in enumerate(_HOOKS) if any(chain.hook == number for chain in chains)]
+    writer = f" (of {NATIVE_TABLES[table]})" if table in NATIVE_TABLES else ""
     return (
-        f"the nftables table '{family} {table}' sees the same packets ({', '.join(names)}) and decides over them too; "
-        f"it is not looked at here. See 'nft list table {family} {table}'"
+        f"the nftables table '{family} {table}'{writer} sees the same packets ({', '.join(names)}) and decides over "
+        f"them too; it is not looked at here. See 'nft list table {family} {table}'"
     )
 
 

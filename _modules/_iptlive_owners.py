@@ -91,6 +91,18 @@ OWNERS: Dict[str, Owner] = {
     "crowdsec": Owner(chains=("CROWDSEC_CHAIN*",)),
 }
 
+# Who writes an nftables table of that name; iptables sees nothing of it.
+NATIVE_TABLES = {
+    "docker-bridges": "Docker with the firewall-backend nftables",
+    "kube-proxy": "kube-proxy in its nftables mode",
+    "firewalld": "firewalld",
+    "f2b-table": "fail2ban",
+    "libvirt_network": "libvirt",
+    "netavark": "podman",
+    "incus": "Incus",
+    "lxd": "LXD",
+}
+
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
 _JUMP, _GOTO = re.compile(r"-j (?=([^ \n]+))"), re.compile(r"-g (?=([^ \n]+))")  # also behind a name that ends so
 _INTERFACE = re.compile(r"(?:^| )-[io] (\S+)")

@@ -153,6 +153,17 @@ class Docker(_WithPeer):
         self._daemon.wait(timeout=60)
         self._log.close()
 
+    def restart(self, port=8080, name="web"):
+        """Restart a container that is published as this port: its address may be another one then."""
+        self.host.run([*CLIENT, "restart", "--time=0", name])
+        self._wait(lambda: self.reachable(port))
+
+    def restart_daemon(self):
+        """Its end ends the containers too."""
+        self.stop()
+        self.start()
+        self.restart()
+
     def _import_image(self):
         root = SCRATCH + "/docker/image"
         for path in _with_libraries(shutil.which("busybox", path=ENVIRONMENT["PATH"])):

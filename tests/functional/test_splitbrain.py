@@ -67,10 +67,14 @@ def test_native_tables(host):
         "add rule inet fw in counter accept",
         "add table ip closed",
         "add chain ip closed every { type filter hook forward priority 5; policy drop; }",
+        "add table ip docker-bridges",
+        "add chain ip docker-bridges filter-FORWARD { type filter hook forward priority 0; }",
+        "add rule ip docker-bridges filter-FORWARD counter accept",
     )
     made = host.call("iptlive.plan", **IPV4).value
     assert made["status"] == "in_sync"
-    assert [warning.split("'")[1] for warning in made["warnings"]] == ["inet fw", "ip closed"]
+    assert [warning.split("'")[1] for warning in made["warnings"]] == ["inet fw", "ip closed", "ip docker-bridges"]
+    assert "'ip docker-bridges' (of Docker with the firewall-backend nftables) sees" in made["warnings"][2]
     assert "sees the same packets (input, output) and decides over them too" in made["warnings"][0]
 
 
