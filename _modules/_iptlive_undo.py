@@ -30,7 +30,8 @@ def plan_inverse(
         # The nft kernel makes them when they are needed first. They stay: one with a policy could not be removed.
         before = Chain("ACCEPT")
     old = before.rules if before else ()
-    after = _trace(old, plan.edits)
+    # Somebody may have rolled it back already: then a rule that the plan moved is where it was, not where it went.
+    after = _trace(old, () if now.rules == old else plan.edits)
     place = align([rule.rule for rule in after], now.rules)
     ours = {at for rule, at in zip(after, place) if at is not None and rule.before is None}
     gone = [Edit("delete", at + 1, now.rules[at]) for at in sorted(ours)]

@@ -93,7 +93,7 @@ def test_what_somebody_has_rolled_back_already_stays_as_it_is(update):
     inverse = plan_inverse(NAME, before, made, before, "after")
     assert inverse.refusals == ()
     assert carry_out(before, inverse) == before
-    assert inverse.edits == () or any(edit.moved for edit in made.edits)
+    assert inverse.edits == ()
 
 
 @pytest.mark.parametrize("now", ["abXc", "aXbc", "abXrc", "abc", "aXc"])
