@@ -39,7 +39,7 @@ def share_checkout():
     """
     What Salt takes from the checkout, and nothing else: listing the virtual environments beside it takes it seconds.
     """
-    for name in [*(name for name in os.listdir(REPO) if name.startswith("_")), "salt"]:
+    for name in [*(name for name in os.listdir(REPO) if name.startswith("_")), "salt", "file_root"]:
         target = os.path.join(CHECKOUT, name)
         os.makedirs(target)
         subprocess.run(["mount", "--no-mtab", "--bind", os.path.join(REPO, name), target], check=True)

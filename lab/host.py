@@ -29,7 +29,7 @@ REPO = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
 BACKENDS = ("nft", "legacy")
 SCRATCH = "/run/lab"
-FILE_ROOTS = [SCRATCH + "/checkout/salt"]
+FILE_ROOTS = [SCRATCH + "/checkout/file_root"]
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",

@@ -1,6 +1,6 @@
 """
-The folder ``salt/`` of the checkout is all that has to be served, also by gitfs: master, minion, salt-ssh and a minion
-without a master are run from one gitfs remote, written as README has it. All other tests have it as their file root.
+One gitfs remote, written as README has it, is all that has to be served: master, minion, salt-ssh and a minion without
+a master are run from it. All other tests have one file root.
 """
 
 import json
@@ -68,7 +68,7 @@ def test_both_providers_serve_the_same_as_a_file_root(settings, tmp_path, provid
         return found
 
     by_git = served(**settings, file_roots={"base": []})
-    by_root = served(fileserver_backend=["roots"], file_roots={"base": [str(REPO / "salt")]})
+    by_root = served(fileserver_backend=["roots"], file_roots={"base": [str(REPO / "file_root")]})
     assert by_git == by_root
     assert {name.split("/")[0] for name in by_git} == KINDS
 

@@ -1,4 +1,4 @@
-"""The folder ``salt/`` alone is what a file server gives out: a link for each module, and the state tree."""
+"""What a file server gives out: ``salt/`` by gitfs, a link for each module and the state tree; ``file_root/`` else."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,13 @@ def test_every_module_is_linked_one_by_one():
     real = {path.relative_to(REPO) for path in REPO.glob("_*/*.py")}
     linked = {path.relative_to(ROOT): os.readlink(str(path)) for path in ROOT.rglob("*") if path.is_symlink()}
     assert linked == {path: f"../../{path}" for path in real}, f"to link them anew: {ANEW}"
+
+
+def test_a_file_root_is_the_same_by_links_to_folders():
+    """Not to files: salt-ssh of Salt 3006 ships such a link as a link."""
+    linked = {path.name: os.readlink(str(path)) for path in (REPO / "file_root").iterdir()}
+    kinds = {path.name for path in ROOT.iterdir()}
+    assert linked == {name: f"../{name}" if name[0] == "_" else f"../salt/{name}" for name in kinds}
 
 
 def test_nothing_else_is_served():
