@@ -1,5 +1,6 @@
 """Installed with pip, from the same files: Salt finds everything by the entry point, with no file_roots at all."""
 
+import email
 import json
 import shutil
 import subprocess
@@ -47,6 +48,13 @@ def test_every_file_is_installed_once(installed):
         assert ours
         assert {f"saltext/iptlive/{kind}/{name}" for name in ours} <= files
     assert {name for name in files if name.endswith("wrapper/iptlive.py")} == {"saltext/iptlive/wrapper/iptlive.py"}
+
+
+def test_what_the_package_index_would_show(installed):
+    (path,) = installed.glob("*.dist-info/METADATA")
+    metadata = email.message_from_string(path.read_text())
+    assert (metadata["Name"], metadata["Requires-Dist"]) == ("saltext-iptlive", "salt>=3006")
+    assert len(metadata.get_all("Project-URL")) == 4 and metadata.get_all("Classifier")
 
 
 def test_module_state_and_outputter(salt):

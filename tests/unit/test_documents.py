@@ -126,3 +126,13 @@ def test_every_command_shown_is_run():
 
 def test_what_is_not_run_is_still_shown():
     assert {*documented.NOT_RUN, *documented.MENTIONED, *documented.COMPLETED} <= documented.written()
+
+
+def test_one_version_everywhere():
+    package = (REPO / "pyproject.toml").read_text()
+    changes = (REPO / "CHANGELOG.md").read_text()
+    released = re.search(r"^## (\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)$", changes, re.MULTILINE)
+    version = released.group(1)
+    assert f'\nversion = "{version}"\n' in package
+    assert yaml.safe_load((REPO / "FORMULA").read_text())["version"] == version
+    assert f"base: v{version}\n" in (REPO / "README.md").read_text()
