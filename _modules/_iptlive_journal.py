@@ -277,3 +277,18 @@ def _step_from_json(data: Dict[str, Any]) -> Step:
 
 def _chain(state: List[Any]) -> Chain:
     return Chain(state[0], tuple(state[1]))
+
+
+def waits(entry: Entry) -> str:
+    return f"the update {entry.id} waits for its confirmation, {int(seconds_left(entry))} seconds are left"
+
+
+def notices() -> List[str]:
+    """What the journal has to say to somebody who only looks."""
+    said = []
+    for entry in unfinished():
+        if seconds_left(entry):
+            said.append(waits(entry))
+        else:
+            said.append(f"the update {entry.id} was interrupted; the next apply completes it or rolls it back")
+    return said

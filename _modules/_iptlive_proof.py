@@ -51,6 +51,13 @@ class Proof(NamedTuple):
     def asked(self) -> bool:
         return bool(self.results)
 
+    def results_told(self) -> List[Dict[str, Any]]:
+        """As results hold them; ``default`` marks what every update is to keep."""
+        return [dict(judging.told(one), default=one.trial.expectation.own) for one in self.results]
+
+    def changes_told(self) -> List[Dict[str, Any]]:
+        return [verdicts.told(one) for one in self.changes]
+
 
 NOTHING = Proof()
 Prove = Callable[[Survey], Proof]

@@ -1,30 +1,31 @@
 """Plans to the plain dictionaries that leave the module: stable keys, safe for JSON."""
 
 import difflib
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-import _iptlive_judge as judging
 from _iptlive_family import label
 from _iptlive_journal import Entry, Step, since_boot
 from _iptlive_model import ChainPlan, Edit, Refusal, chain_key
 from _iptlive_printable import printable, printable_text
-from _iptlive_proof import NOTHING, Proof
 from _iptlive_survey import Survey
-from _iptlive_update import Applied, RolledBack
-from _iptlive_verdicts import told
+
+if TYPE_CHECKING:  # a plan does without these rooms
+    from _iptlive_proof import Proof
+    from _iptlive_update import Applied, RolledBack
 
 MOST_FOREIGN = 20  # rules in the way that one refusal lists: a chain may hold 50,000 of them
 
 
-def planned(found: Survey, proof: Proof = NOTHING) -> Dict[str, Any]:
+def planned(found: Survey, proof: "Optional[Proof]" = None) -> Dict[str, Any]:
     """The result of ``plan``, and of ``apply`` where nothing was written."""
     plans = list(found.plans())
     warnings = [warning for view in found.families for warning in view.warnings]
-    warnings += [warning for _, plan in plans for warning in plan.warnings] + list(proof.warnings)
+    warnings += [warning for _, plan in plans for warning in plan.warnings] + list(proof.warnings if proof else ())
     refusals = refused(plans)
-    for key, refusal in proof.refusals:
+    for key, refusal in proof.refusals if proof else ():
         refusals.setdefault(key, []).append(_refusal(refusal))
-    changes = {} if refusals and (proof.refused() or not found.options.partial) else changed(plans)
+    unproved = proof is not None and proof.refused()
+    changes = {} if refusals and (unproved or not found.options.partial) else changed(plans)
     return {
         "status": "refused" if refusals else "changes" if changes else "in_sync",
         "families": {
@@ -43,24 +44,23 @@ def planned(found: Survey, proof: Proof = NOTHING) -> Dict[str, Any]:
     }
 
 
-def _proved(proof: Proof) -> Dict[str, Any]:
-    results = [dict(judging.told(result), default=result.trial.expectation.own) for result in proof.results]
+def _proved(proof: "Optional[Proof]") -> Dict[str, Any]:
+    """``proof`` is None where nothing was tried, since nothing changes and nothing is expected."""
+    results = proof.results_told() if proof else []
     return {
-        "expect": [
-            {key: printable(value) if isinstance(value, str) else value for key, value in one.items()}
-            for one in results
-        ],
-        "verdicts": [
-            {key: printable(value) if isinstance(value, str) else value for key, value in told(change).items()}
-            for change in proof.changes
-        ],
+        "expect": [_shown(one) for one in results],
+        "verdicts": [_shown(one) for one in proof.changes_told()] if proof else [],
         "proof": {
-            "packets": proof.packets,
-            "clone": proof.clone,
+            "packets": proof.packets if proof else 0,
+            "clone": proof.clone if proof else None,
             "undecided": sum(one["state"] == "undecided" for one in results),
-            "not_cloned": [printable(text) for text in proof.not_cloned],
+            "not_cloned": [printable(text) for text in proof.not_cloned] if proof else [],
         },
     }
+
+
+def _shown(told: Mapping[str, Any]) -> Dict[str, Any]:
+    return {key: printable(value) if isinstance(value, str) else value for key, value in told.items()}
 
 
 def unmet(answer: Mapping[str, Any]) -> bool:
@@ -88,7 +88,7 @@ def done(steps: Iterable[Step]) -> Dict[str, List[Dict[str, Any]]]:
     )
 
 
-def applied(result: Applied, settled: Optional[Entry]) -> Dict[str, Any]:
+def applied(result: "Applied", settled: Optional[Entry]) -> Dict[str, Any]:
     """The result of ``apply``; ``settled`` is the update after waiting for its confirmation, where it needs one."""
     answer = dict(planned(result.found, result.proof), applied=False)
     answer["warnings"] += [printable(note) for note in result.notes]
@@ -112,7 +112,7 @@ def lost(answer: Mapping[str, Any]) -> bool:
     return answer.get("confirm", {"state": "confirmed"})["state"] not in ("confirmed", "pending")
 
 
-def rolled_back(result: RolledBack) -> Dict[str, Any]:
+def rolled_back(result: "RolledBack") -> Dict[str, Any]:
     """The result of ``rollback``."""
     refusals = refused(result.plans)
     changes = {} if refusals else changed(result.plans)

@@ -227,14 +227,12 @@ class _Run:
         journal.save(self.entry, flush, first)
 
 
-def _waits(entry: Entry) -> str:
-    return f"the update {entry.id} waits for its confirmation, {int(journal.seconds_left(entry))} seconds are left"
-
-
 def _refuse_while_pending() -> None:
     for entry in journal.unfinished():
         if journal.seconds_left(entry):
-            raise HostError(f"{_waits(entry)}. Confirm it (iptlive.confirm) or roll it back (iptlive.rollback) first")
+            raise HostError(
+                f"{journal.waits(entry)}. Confirm it (iptlive.confirm) or roll it back (iptlive.rollback) first"
+            )
 
 
 def _must_go(entry: Entry, options: Options, new: Replacements) -> bool:
@@ -269,17 +267,6 @@ def _completed_note(entry: Entry) -> str:
     journal.save(entry._replace(state="done", steps=standing, reason="interrupted after its last commit"))
     files.drop(entry.files)
     return f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; all is in sync"
-
-
-def notices() -> List[str]:
-    """What the journal has to say to somebody who only looks."""
-    said = []
-    for entry in journal.unfinished():
-        if journal.seconds_left(entry):
-            said.append(_waits(entry))
-        else:
-            said.append(f"the update {entry.id} was interrupted; the next apply completes it or rolls it back")
-    return said
 
 
 def _roll_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...]:

@@ -14,13 +14,13 @@ import sys
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import _iptlive_programs as programs
-import _iptlive_trial as trial
 from _iptlive_family import FAMILIES, label
 from _iptlive_model import FOLDER, HostError
 from _iptlive_programs import Tools, Ways
 
 log = logging.getLogger(__name__)
 
+_TRIAL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_iptlive_trial.py")  # run as a program
 PLACE = os.path.join(FOLDER, "ways")
 FORMAT = 1  # another one where more is tried than before
 
@@ -149,7 +149,7 @@ def _keep(path: str, record: Dict[str, Any]) -> None:
 
 def _tried(tools: Tools) -> Optional[Dict[str, Any]]:
     for namespace in NAMESPACES:
-        done = programs.run([*namespace, sys.executable, "-s", "-E", trial.__file__, *tools[:6]])
+        done = programs.run([*namespace, sys.executable, "-s", "-E", _TRIAL, *tools[:6]])
         if not done.out and done.err.startswith("unshare:"):
             continue
         answer = json.loads(done.out) if done.out else {"failed": done.err.strip()[-500:]}

@@ -90,38 +90,95 @@ fingerprints
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
+import threading
 
-import _iptlive_backup as backup_room
-import _iptlive_boot as boot_room
-import _iptlive_drift as drifting
-import _iptlive_expect as expecting
-import _iptlive_export as exporter
-import _iptlive_foreign as whose
-import _iptlive_graph as grapher
-import _iptlive_hostnames as hostnames
-import _iptlive_journal as journal
-import _iptlive_options as options_room
-import _iptlive_owners as owners
-import _iptlive_picture as picturing
-import _iptlive_proof as proving
-import _iptlive_report as report
-import _iptlive_shadowed as shadows
-import _iptlive_sources as sources_room
-import _iptlive_survey as survey
-import _iptlive_update as update
-import _iptlive_watchdog as watchdog
 import salt.utils.args
 import salt.utils.files
-from _iptlive_model import HostError, InputError
-from _iptlive_printable import printable_text
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-# A minion's parent process (beacons, the scheduler) outlives a sync of the modules. Forgotten here, the private rooms
-# are read again whenever this file is, so that a new one never works with old ones.
-for _room in [name for name in sys.modules if name.startswith("_iptlive_")]:
-    del sys.modules[_room]
+_PREFIX = "_iptlive_"
+
+
+class _Rooms:
+    """
+    The private rooms of this file's own version, each loaded when it is first needed.
+
+    A minion's parent process (beacons, the scheduler) outlives a sync of the modules, and may hold an old and a new
+    version of this file at a time: so each keeps its rooms to itself, and loads none that was replaced after it.
+    """
+
+    def __init__(self):
+        self._folder = os.path.dirname(__file__)
+        self._stamps = self._stamped()
+        self._loaded = {}
+        self._lock = threading.RLock()
+
+    def load(self, name):
+        if name not in self._loaded:
+            with self._lock, self._at_home():
+                importlib.import_module(name)
+        return self._loaded[name]
+
+    def _stamped(self):
+        with os.scandir(self._folder) as entries:
+            stats = {entry.name: entry.stat() for entry in entries if entry.name.startswith(_PREFIX)}
+        return {name: (stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats.items()}
+
+    @contextlib.contextmanager
+    def _at_home(self):
+        """While a room is imported, and whatever it imports, only this version's rooms are to be seen."""
+        if self._stamped() != self._stamps:
+            raise CommandExecutionError("the modules of iptlive were replaced while this ran: run it again")
+        others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(_PREFIX)}
+        sys.modules.update(self._loaded)
+        sys.path.insert(0, self._folder)
+        # Each state run begins with a sync that deletes what Python has compiled beside the modules.
+        kept, sys.pycache_prefix = sys.pycache_prefix, os.path.join(__opts__["cachedir"], "iptlive")
+        try:
+            yield
+        finally:
+            sys.pycache_prefix = kept
+            sys.path.remove(self._folder)
+            rooms = [name for name in sys.modules if name.startswith(_PREFIX)]
+            self._loaded.update((name, sys.modules.pop(name)) for name in rooms)
+            sys.modules.update(others)
+
+
+class _Room:
+    """Stands for a private room until something of it is needed."""
+
+    def __init__(self, name):
+        self._name = _PREFIX + name
+
+    def __getattr__(self, name):
+        return getattr(_ROOMS.load(self._name), name)
+
+
+_ROOMS = _Rooms()
+backup_room = _Room("backup")
+boot_room = _Room("boot")
+drifting = _Room("drift")
+expecting = _Room("expect")
+exporter = _Room("export")
+whose = _Room("foreign")
+grapher = _Room("graph")
+hostnames = _Room("hostnames")
+journal = _Room("journal")
+model = _Room("model")
+options_room = _Room("options")
+owners = _Room("owners")
+picturing = _Room("picture")
+printables = _Room("printable")
+proving = _Room("proof")
+report = _Room("report")
+shadows = _Room("shadowed")
+sources_room = _Room("sources")
+survey = _Room("survey")
+update = _Room("update")
+watchdog = _Room("watchdog")
 
 __virtualname__ = "iptlive"
 
@@ -242,7 +299,9 @@ def apply(test=False, saltenv=None, **options):
         if test:
             return _with_retcode(dict(_looked_at(settings, known), applied=False))
         if not enabled():
-            raise HostError("iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed")
+            raise model.HostError(
+                "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed"
+            )
         guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
         new = sources_room.changed(settings)
         differences = sources_room.differences(new)
@@ -257,11 +316,18 @@ def apply(test=False, saltenv=None, **options):
 
 def _looked_at(settings, known):
     found = survey.survey(settings)
-    proof = proving.NOTHING if found.refused() and not settings.partial else proving.prove(found, known)
-    answer = report.planned(found, proof)
-    answer["warnings"] += update.notices()
+    answer = report.planned(found, _proved(found, settings, known))
+    answer["warnings"] += journal.notices()
     differences = sources_room.differences(sources_room.changed(settings))
     return _with_files(whose.annotate(answer, found, known), differences)
+
+
+def _proved(found, settings, known):
+    """None where nothing changes and nothing is expected but what holds by itself: then no room is needed for it."""
+    if found.refused() and not settings.partial:
+        return None
+    changes = any(plan.edits for _, plan in found.plans())
+    return proving.prove(found, known) if changes or any(not one.own for one in settings.expect) else None
 
 
 def _settings(given, saltenv):
@@ -541,7 +607,7 @@ def graph(form="dot", path=None, **options):
     with _salt_errors():
         settings, known = _options(options)
         pictures = [grapher.picture(view, known) for view in picturing.views(survey.survey(settings))]
-        text = printable_text(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
+        text = printables.printable_text(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
         if form == "svg":
             text = picturing.svg(text)
         if path is None:
@@ -713,9 +779,9 @@ def _salt_errors():
     """The private rooms know nothing of Salt; their two errors become Salt's here, at the border."""
     try:
         yield
-    except InputError as err:
-        raise SaltInvocationError(printable_text(str(err))) from err
-    except HostError as err:
-        raise CommandExecutionError(printable_text(str(err))) from err
+    except model.InputError as err:
+        raise SaltInvocationError(printables.printable_text(str(err))) from err
+    except model.HostError as err:
+        raise CommandExecutionError(printables.printable_text(str(err))) from err
     except OSError as err:  # a full disk below /tmp, for one, or no process more
-        raise CommandExecutionError(printable_text(f"the host refused: {err}")) from err
+        raise CommandExecutionError(printables.printable_text(f"the host refused: {err}")) from err
