@@ -58,10 +58,12 @@ class _Search:
         untried: Dict[str, List[int]] = {}
         for one in candidates:
             given = by_rule.get(one, ())
-            if not any(answer.rule for answer in given):
-                untried.setdefault(chain_key(*one[:3]), []).append(one.number)
-            elif (one.family, self._backends[one.family], one.table, one.chain, one.number) not in reached:
+            if (one.family, self._backends[one.family], one.table, one.chain, one.number) in reached:
+                continue
+            if any(answer.rule for answer in given):
                 never.setdefault(chain_key(*one[:3]), []).append(self._told(one, given))
+            else:
+                untried.setdefault(chain_key(*one[:3]), []).append(one.number)
         return {"shadowed": never, "not_tried": untried, "rules": len(candidates), "packets": self._clone.packets}
 
     def _candidates(self, tools) -> Iterator[Candidate]:

@@ -222,6 +222,56 @@ COMMIT
     assert reply.value["expect"][6]["state"] != "holds"
 
 
+RESTORE = """\
+#!/bin/sh
+# Not in the clone, nor for a listing.
+input=$(mktemp)
+tee $input >/dev/null
+real() {{ /usr/sbin/iptables-{backend}-restore "$@" <$input; }}
+[ "$(readlink /proc/self/ns/net)" = "{live}" ] && grep -q '^-I INPUT' $input || {{ real "$@"; exit; }}
+{before}
+real "$@"
+status=$?
+{after}
+exit $status
+"""
+CUT = "iptables -w -C INPUT -p tcp --dport 22 -j DROP 2>/dev/null || iptables -w -I INPUT -p tcp --dport 22 -j DROP"
+HARMLESS = CUT.replace("22 -j DROP", "9000 -j ACCEPT")
+
+
+@pytest.fixture
+def rival(network):
+    """Another program that writes right before or after the update's own transaction."""
+    path = "/etc/alternatives/iptables-restore"
+    old = network.run(["readlink", path]).stdout.strip()
+    live = network.run(["readlink", "/proc/self/ns/net"]).stdout.strip()
+
+    def write(before=":", after=":"):
+        text = RESTORE.format(backend=network.backend, live=live, before=before, after=after)
+        network.write("/run/lab/rival-restore", text, mode="0755")
+        network.run(["ln", "-sf", "/run/lab/rival-restore", path])
+
+    yield write
+    network.run(["ln", "-sf", old, path])
+
+
+def test_a_rival_between_commit_and_the_last_look(network, rival):
+    """What it writes breaks an expectation: ours is rolled back, though not the rival's. Otherwise ours stays."""
+    entries = [{"accept": "22/tcp"}]
+    for command, applied in [(CUT, False), (HARMLESS, True)]:
+        network.reset()
+        network.restore(KERNEL4)
+        options = stored(network, rules(KERNEL4, "-A INPUT -p tcp --dport 8000 -j ACCEPT\n"))
+        rival(after=command)
+        answer = network.call("iptlive.apply", expect=entries, **options).value
+        assert answer["applied"] is applied
+        kept = network.save()
+        assert ("--dport 8000" in kept, "DROP" in kept.replace("INPUT DROP", "")) == (applied, not applied)
+        if not applied:
+            ((refusal,),) = answer["refusals"].values()
+            assert refusal["reason"] == "expectation" and "Another program changed the rules" in refusal["message"]
+
+
 def test_opens_refuse(network):
     network.restore(KERNEL4)
     options = stored(network, rules(KERNEL4, "-A INPUT -p tcp --dport 8000 -j ACCEPT\n"))

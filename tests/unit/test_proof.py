@@ -5,6 +5,7 @@ import contextlib
 import _iptlive_proof as proof_room
 import pytest
 from _iptlive_expect import parse
+from _iptlive_journal import Step
 from _iptlive_model import Chain, Choices, HostError, Line, StoredState
 from _iptlive_options import Options
 from _iptlive_owners import parse as owners
@@ -161,6 +162,35 @@ def test_blocks(monkeypatch):
         assert proof.results[0].state == state
 
 
+def test_legs_and_exceptions(monkeypatch):
+    """An accept is a whole conversation, of a block the request counts; what is excepted is not asked for."""
+    sent = []
+
+    def answer(probe, made):
+        sent.append(probe)
+        return made._replace(verdict="drop", leg="answer") if probe.whole else made
+
+    proof, _ = prove(monkeypatch, ACCEPT + BLOCK, {"INPUT": [ADMIN, REST]}, [ADMIN, REST], answer=answer)
+    assert [state for _, state, _ in states(proof)] == ["broken", "holds"]
+    assert {(probe.port, probe.whole) for probe in sent} == {(22, True), (8000, False)}
+    entries = [{"block": "22/tcp", "except": "192.0.2.0/24"}, {"block": "22/tcp"}]
+    proof, _ = prove(monkeypatch, entries, {"INPUT": [ADMIN, REST]}, [ADMIN, REST])
+    assert [state for _, state, _ in states(proof)] == ["holds", "broken"]
+
+
+def test_nothing_is_sent_over_other_chains_than_were_tried(monkeypatch):
+    proof, found = prove(monkeypatch, ACCEPT, {"INPUT": [ADMIN, REST]}, [ADMIN, WEB, REST])
+    view, recorded = found.families[0], []
+    step = Step("ipv4", "nft", "filter", {"INPUT": view.live["filter"]["INPUT"]}, {})
+    for one, record in [(step, True), (step._replace(before=_chains({"INPUT": [REST]})), False)]:
+        recorded.clear()
+        with contextlib.nullcontext() if record else pytest.raises(proof_room.ChangedError, match="IPv4/filter/INPUT"):
+            proof_room.only_as_tried(proof, view, "filter", recorded.append)(one)
+        assert recorded == [one] * record
+    proof_room.only_as_tried(proof_room.NOTHING, view, "filter", recorded.append)(step._replace(before={}))
+    assert recorded
+
+
 def test_a_ban_is_no_breach(monkeypatch):
     """Others' rule that names the peer lets the expectation hold, with a note; ours, or one for all of it, does not."""
     live = {"INPUT": [TO_BANS, ADMIN, REST], "f2b-sshd": [BAN]}
@@ -169,6 +199,9 @@ def test_a_ban_is_no_breach(monkeypatch):
     assert proof.results[0].note == "but not for 192.0.2.9 (fail2ban, IPv4/filter/f2b-sshd 1)"
     exact = [{"accept": "22/tcp", "from": "192.0.2.9"}]
     assert states(prove(monkeypatch, exact, live, [ADMIN, REST])[0]) == [("broken", "broken", False)]
+    wider = [{"accept": ["22/tcp", "80/tcp"], "from": "192.0.2.9"}]
+    open_web = {**live, "INPUT": [*live["INPUT"][:2], WEB._replace(port="80"), REST]}
+    assert states(prove(monkeypatch, wider, open_web, open_web["INPUT"][1:])[0]) == [("broken", "broken", False)]
     ours = {"INPUT": [BAN, ADMIN, REST]}
     assert states(prove(monkeypatch, ACCEPT, ours, [BAN, ADMIN, REST])[0]) == [("broken", "broken", False)]
     foreign = {"INPUT": [ADMIN._replace(source="192.0.2.128/25"), REST]}
