@@ -22,6 +22,18 @@ def read(family: str, candidates: Iterable[str]) -> StoredFile:
     return parse(family, path, data)
 
 
+def check_all(candidates: Mapping[str, Iterable[str]]) -> None:
+    """Raise one HostError for all the families whose stored file is missing or not the only one."""
+    found = []
+    for family, names in candidates.items():
+        try:
+            choose(family, names)
+        except HostError as err:
+            found.append(str(err))
+    if found:
+        raise HostError(". ".join(found))
+
+
 def choose(family: str, candidates: Iterable[str]) -> str:
     names: Tuple[str, ...] = tuple(candidates)
     there = [path for path in names if os.path.exists(path)]

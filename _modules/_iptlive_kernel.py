@@ -27,7 +27,9 @@ def check_rights() -> None:
 
 def check_family(family: str) -> None:
     if family == "ipv6" and not os.path.exists("/proc/net/if_inet6"):
-        raise HostError("IPv6: this host's kernel runs without IPv6. Set 'families: [ipv4]' for it")
+        raise HostError(
+            "IPv6: this host's kernel runs without IPv6. Take ipv6 out of its 'families': 'families: [ipv4]'"
+        )
 
 
 def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:

@@ -4,11 +4,14 @@ The kernel's other rules are foreign. They are never touched, and a rule is put 
 prove that it belongs; where foreign rules stand in between, the chain is refused unless ``placement`` decides.
 """
 
+import re
 from collections import Counter, defaultdict
 from typing import Container, Dict, List, Optional, Sequence, Tuple
 
 from _iptlive_align import align
 from _iptlive_model import Chain, ChainPlan, Choices, Edit, Line, Refusal, StoredState
+
+_VERDICT = re.compile(r"-j (?:ACCEPT|DROP|RETURN|QUEUE|REJECT( --reject-with \S+)?)\Z")
 
 
 def plan_chain(name: str, stored: StoredState, kernel: Optional[Chain], choices: Choices) -> ChainPlan:
@@ -207,10 +210,10 @@ class Placer:
             message = "{}: {} no place: none of the chain's stored rules is in the kernel, which holds {}".format(
                 self._name, _named(lines, "has", "have"), _count(len(self._rules), "foreign rule")
             )
-            hint = (
-                f"add the chain's last kernel rule, '{self._as_line(-1)}', above line {numbers[0]} to have them put "
-                f"behind it, or its first, '{self._as_line(0)}', below line {numbers[-1]} to have them put in front"
-            )
+            behind = f"last kernel rule, '{self._as_line(-1)}', above line {numbers[0]} to have them put behind it"
+            front = f"first kernel rule, '{self._as_line(0)}', below line {numbers[-1]} to have them put in front of it"
+            fixes = [front] if _ends(self._rules[-1]) else [behind, front]
+            hint = f"add the chain's {', or its '.join(fixes)}; you may remove that line again once this is applied"
             return Refusal("no_anchor", message, hint, rules, numbers, foreign=tuple(self._rules))
         start = 0 if above is None else self._matched[above] + 1
         end = len(self._rules) if below is None else self._matched[below]
@@ -233,15 +236,15 @@ class Placer:
         return f"between line {self._lines[above].line} and line {self._lines[below].line}"
 
     def _place_hint(self, above: Optional[int], below: Optional[int]) -> str:
-        if above is None:
-            fixes = [f"'placement: before' (in front of line {self._lines[below].line})"]
-        elif below is None:
-            fixes = [f"'placement: after' (right behind line {self._lines[above].line})"]
-        else:
-            fixes = [
-                f"'placement: after' (right behind line {self._lines[above].line})",
-                f"'placement: before' (in front of line {self._lines[below].line})",
-            ]
+        start = 0 if above is None else self._matched[above]
+        end = len(self._rules) if below is None else self._matched[below]
+        fixes = []
+        if above is not None and not _ends(self._rules[start]):
+            fixes.append(f"'placement: after' (right behind line {self._lines[above].line})")
+        if below is not None and not any(map(_ends, self._rules[start:end])):
+            fixes.append(f"'placement: before' (in front of line {self._lines[below].line})")
+        if not fixes:
+            return "move the lines above the rule that takes every packet before them, or store the foreign rules too"
         return f"set {' or '.join(fixes)} for {self._name}, or store the foreign rules that belong there too"
 
     def _inserts(self, slots, moved) -> List[Edit]:
@@ -259,6 +262,11 @@ class Placer:
             result += self._rules[done:place] + [self._lines[index].rule for index in group]
             done = place
         return result + self._rules[done:]
+
+
+def _ends(rule: str) -> bool:
+    """Whether no packet gets past the rule: what is put behind it decides nothing."""
+    return _VERDICT.match(rule) is not None
 
 
 def numbered(deletes: List[Edit]) -> List[Edit]:

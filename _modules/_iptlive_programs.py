@@ -38,6 +38,10 @@ class Ways(NamedTuple):
     reading: str = "variable"  # how one that writes nothing keeps off the host's lock: "variable", "private", "none"
 
 
+_NUMBER = re.compile(r"\bline \d+: ")
+_KERNEL = re.compile(r"\bline \d+ failed\b")
+
+
 class Tools(NamedTuple):
     """The programs of one family."""
 
@@ -128,8 +132,9 @@ def _unusable(program: str, err: OSError) -> HostError:
 
 
 def message(err: str) -> str:
-    """A program's message without its advice to read the manual."""
-    return " ".join(_NOISE.sub("", err).split()) or "no message"
+    """A program's message, without its advice to read the manual and the line numbers of the text it was given."""
+    said = _KERNEL.sub("the kernel refused it", _NUMBER.sub("", _NOISE.sub("", err)))
+    return " ".join(said.split()) or "no message"
 
 
 def find_tools(family: str, backend: str) -> Tools:

@@ -17,6 +17,7 @@ LONGEST_LINE = 10239  # iptables-restore reads no more and takes the remainder f
 LONGEST_NAME = 28
 
 _DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
+_NEARLY_DELETE = re.compile(r"#+[ \t]*DEL(?:ETE?D?)?[ \t]*[#:]?[ \t]*(?:\[\d+:\d+\][ \t]*)?-(?:[AID]|-append)\b", re.I)
 _COUNTERS = re.compile(r"\A\[\d+:\d+\][ \t]*")
 _CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t].*)?\Z")  # it does not look at the rest
 _CONTROL = bytes(set(range(32)) - {ord("\t"), ord("\n")})
@@ -203,6 +204,11 @@ class _Reader:
             self._commit()
         elif not line.startswith("#"):
             self._command(line)
+        elif _NEARLY_DELETE.match(line):
+            self.warnings.append(
+                f"{self.path}, line {number}: {line[:60]!r} is a comment, and deletes nothing. To delete the rule, "
+                "write '#DELETE# -A CHAIN ...'"
+            )
 
     def finish(self, number: int) -> None:
         self._number = number
@@ -250,6 +256,8 @@ class _Reader:
         return self._section
 
     def _commit(self) -> None:
+        if not self._section:
+            raise self.error("COMMIT ends no table: there is none open here. Remove the line")
         section = self._inside()
         self.tables[section.name] = StoredTable(section.line, section.chains, tuple(section.rules))
         self._section = None

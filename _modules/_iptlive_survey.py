@@ -4,7 +4,7 @@ import contextlib
 import gc
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import _iptlive_blindspots as blindspots
 import _iptlive_files as files
@@ -69,6 +69,7 @@ def survey(options: Options) -> Survey:
     kernel.check_rights()
     for family in options.families:
         kernel.check_family(family)
+    files.check_all({family: options.files[family] for family in options.families if family not in options.new_files})
     workers = 2 * len(options.families)
     with no_collections(), contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         sandbox = OnDemand(stack)
@@ -114,11 +115,21 @@ def _view(options: Options, sandbox: OnDemand, found: "Future[programs.Tools]", 
     read = canonical(sandbox, tools, stored, live, doubts.texts(live))
     states, misprints = blindspots.misprinted(sandbox, tools, live, read.states, doubts, stored)
     states, at_boot = freshboot.judged(options.boot, tools, stored, states)
-    warnings = stored.warnings + read.warnings + tuple(at_boot + misprints + blindspots.elsewhere(tools))
+    unknown = _unknown_chains(options, tools.family, states)
+    warnings = stored.warnings + read.warnings + tuple(unknown + at_boot + misprints + blindspots.elsewhere(tools))
     plans = {
         table: _plans(options, tools.family, table, chains, live.get(table, {})) for table, chains in states.items()
     }
     return FamilyView(tools, _path(options, stored), live, states, plans, warnings, read.sandbox, stored)
+
+
+def _unknown_chains(options: Options, family: str, states: Mapping[str, Mapping[str, StoredState]]) -> List[str]:
+    known = {chain_key(family, table, chain) for table, chains in states.items() for chain in chains}
+    return [
+        f"option 'chains': '{key}' is no chain of the stored file, and has no effect"
+        for key in options.chains
+        if key.startswith(label(family) + "/") and key not in known
+    ]
 
 
 def _live(tools: programs.Tools, stored: StoredFile) -> Dict[str, Table]:

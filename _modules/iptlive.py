@@ -163,6 +163,7 @@ boot_room = _Room("boot")
 drifting = _Room("drift")
 expecting = _Room("expect")
 exporter = _Room("export")
+family_room = _Room("family")
 whose = _Room("foreign")
 grapher = _Room("graph")
 hostnames = _Room("hostnames")
@@ -254,6 +255,7 @@ def plan(saltenv=None, **options):
         salt '*' iptlive.plan
         salt-call --local iptlive.plan families='[ipv4]' placement=before
     """
+    _refuse_words(saltenv=saltenv)
     with _salt_errors():
         return _with_retcode(_looked_at(*_settings(options, saltenv)))
 
@@ -294,6 +296,7 @@ def apply(test=False, saltenv=None, **options):
         salt '*' iptlive.apply test=True
         salt '*' iptlive.apply
     """
+    _refuse_words(test, saltenv)
     with _salt_errors():
         settings, known = _settings(options, saltenv)
         if test:
@@ -407,6 +410,7 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
         salt '*' iptlive.rollback test=True
         salt web1 iptlive.rollback 20260714-061500-123-4711
     """
+    _refuse_words(test)
     with _salt_errors():
         choices = options_room.parse({"placement": placement, "wait": wait})
         return _with_retcode(report.rolled_back(update.rollback(id, choices.wait, choices.placement, test)))
@@ -573,6 +577,7 @@ def export(test=False, overwrite=False, **options):
         salt '*' iptlive.export overwrite=True
     """
     with _salt_errors():
+        _refuse_words(test)
         settings, known = _options(options)
         return exporter.export(settings, known, test, overwrite)
 
@@ -766,6 +771,14 @@ def _pillar():
     if not isinstance(settings, dict):
         raise SaltInvocationError(f"pillar iptlive: expected a mapping of options, got {settings!r}")
     return settings
+
+
+def _refuse_words(test=False, saltenv=None):
+    """A word without a name, like ``ipv4``, is the first argument: it would mean a dry run, or an environment."""
+    if not isinstance(test, bool):
+        raise SaltInvocationError(f"test: expected true or false, got {test!r}")
+    if str(saltenv).lower() in family_room.FAMILIES:
+        raise SaltInvocationError(f"saltenv: got {saltenv!r}; to name a family write families='[{saltenv.lower()}]'")
 
 
 def _with_retcode(answer):

@@ -180,7 +180,9 @@ def test_no_ipv6_in_the_kernel(live):
     (agent,) = live.run(["pgrep", "-f", "lab/agent.py"]).stdout.split()
     live.run(["mount", "-t", "tmpfs", "none", f"/proc/{agent}/net"])
     try:
-        assert_refused(live, "IPv6: this host's kernel runs without IPv6", "Set 'families: [ipv4]' for it")
+        assert_refused(
+            live, "IPv6: this host's kernel runs without IPv6", "Take ipv6 out of its 'families': 'families: [ipv4]'"
+        )
     finally:
         live.run(["umount", f"/proc/{agent}/net"])
 
