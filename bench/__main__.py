@@ -5,8 +5,8 @@ Measure iptlive beside the bare iptables programs, on throw-away hosts: ./dev be
     ./dev bench --quick            small sizes and few rounds: shows that all of it works
     ./dev bench plans planner      only these parts
 
-Parts: plans (plan and apply in turn with the bare programs), planner (without programs), memory (also loading and the
-programs that are run), fleet (a master with 20 minions).
+Parts: single (one family on one processor, by processor time), plans (plan and apply in turn with the bare programs),
+planner (without programs), memory (also loading and the programs that are run), fleet (a master with 20 minions).
 
 The tables are printed, and written with the plot and all figures to --out (default: build/bench).
 """
@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPO / "_modules"))
 
 from bench import cases, fleet, planner, report
 
-PARTS = ("plans", "planner", "memory", "fleet")
+PARTS = ("single", "plans", "planner", "memory", "fleet")
 # How many rules are stored, and how many of them the kernel lacks; most of the largest only beside no others.
 SMALL, LARGE = [[20, 3], [1000, 3]], [[10000, 3]]
 LAYOUTS = [
@@ -37,6 +37,32 @@ LAYOUTS = [
     ("nat", 50000, SMALL + LARGE),
 ]
 QUICK_LAYOUTS = [("filter", 0, [[20, 3], [200, 3]]), ("filter", 400, [[20, 3]])]
+
+
+# One family on one processor: how its rules are stored, and how many there are (of chains: how many chains).
+SINGLE = {
+    "in sync": [1000, 10000, 50000],
+    "missing": [1000, 10000],
+    "rewritten": [1000, 10000],
+    "chains": [100, 2000, 10000],
+}
+
+
+def single(quick):
+    found = []
+    for backend in BACKENDS:
+        for kind, sizes in SINGLE.items():
+            say(f"{backend}, one family on one processor: {kind}")
+            job = {
+                "backend": backend,
+                "kind": kind,
+                "sizes": sizes[:1] if quick else sizes,
+                "rounds": 1 if quick else 5,
+            }
+            with Host(backend) as host:
+                for line in inside(host, "single", job).splitlines():
+                    found.append({"backend": backend, "kind": kind, **json.loads(line)})
+    return found
 
 
 def plans(quick):
@@ -115,6 +141,9 @@ def say(text):
 
 def tables(found):
     parts = [("Conditions", "".join(f"- {name}: {value}\n" for name, value in found["conditions"].items()))]
+    if "single" in found:
+        parts.append(("One family on one processor (milliseconds of processor time)", report.single(found["single"])))
+        parts.append(("Growth (exponent)", report.single_growth(found["single"])))
     if "plans" in found:
         parts.append(("Plan and apply (medians, milliseconds)", report.plans(found["plans"])))
         parts.append(("Growth from 1,000 to 10,000 stored rules (exponent)", report.growth(found["plans"])))
@@ -148,7 +177,9 @@ def write(folder, found):
 def main():
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__, formatter_class=layout)
-    parser.add_argument("parts", nargs="*", metavar="part", help="plans, planner, memory or fleet; all if left out")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help="single, plans, planner, memory or fleet; all if left out"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=REPO / "build" / "bench")
     args = parser.parse_args()
@@ -156,7 +187,7 @@ def main():
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     found = {"conditions": conditions()}
-    for name, measure in zip(PARTS, (plans, planning, memory, fleets)):
+    for name, measure in zip(PARTS, (single, plans, planning, memory, fleets)):
         if name in (args.parts or PARTS):
             found[name] = json.loads(json.dumps(measure(args.quick)))  # as it reads back from the file
     print(tables(found))

@@ -28,6 +28,18 @@ def _rule(family, number):
     return shape.format(port=1024 + number % 50000, address=address, small=number % 4, number=number)
 
 
+def many_chains(count):
+    """So many stored chains, each with three rules and a jump that leads to it."""
+    names = [f"SERVICE-{number:05}" for number in range(count)]
+    lines = ["*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]"]
+    lines += [f":{name} - [0:0]" for name in names]
+    for number, name in enumerate(names):
+        address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        lines.append(f"-A INPUT -d {address}/32 -j {name}")
+        lines += [f"-A {name} -p tcp -m tcp --dport {port} -j ACCEPT" for port in (22, 80, 443)]
+    return "\n".join(lines + ["COMMIT", ""])
+
+
 def foreign_rules(table, count):
     """So many rules in the manner of kube-proxy, eight rules and three chains for each service."""
     services = count // 8

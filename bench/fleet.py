@@ -3,10 +3,11 @@
 import json
 import sys
 import time
+from unittest import mock
 
 from bench import cases
 from lab.fleet import Fleet
-from lab.host import REPO
+from lab.host import ENVIRONMENT, REPO
 
 STORED = 20
 PATIENCE = 900  # seconds; so many minions on one machine take their time
@@ -14,17 +15,25 @@ EDITS = (0, 3, 30, 300, 1000)
 
 
 def measure(minions, rounds):
-    started = time.monotonic()
-    with Fleet(minions=minions, ssh_hosts=0) as fleet:
-        fleet.master.write("/run/lab/states/empty.sls", "{}")
-        came_up = round(time.monotonic() - started)
-        for host in fleet.minions.values():
-            host.write("/etc/iptables/rules.v4", cases.stored_file("ipv4", STORED))
-            host.restore(cases.stored_file("ipv4", STORED))
-            host.run(["iptables", "-D", "INPUT", "3"])
-        fleet.pillar({"iptlive": {"families": ["ipv4"]}})
-        times = _on_master(fleet, {"rounds": rounds})
-        return {"minions": minions, "seconds until all answered": came_up, **times, "return bytes": _sizes(fleet)}
+    with mock.patch.dict(ENVIRONMENT):
+        del ENVIRONMENT["PYTHONDONTWRITEBYTECODE"]  # a minion's Python keeps what it has compiled
+        started = time.monotonic()
+        with Fleet(minions=minions, ssh_hosts=0) as fleet:
+            came_up = round(time.monotonic() - started)
+            return {"minions": minions, "seconds until all answered": came_up, **_figures(fleet, rounds)}
+
+
+def _figures(fleet, rounds):
+    fleet.master.write("/run/lab/states/empty.sls", "{}")
+    fleet.pillar({"iptlive": {"families": ["ipv4"]}})
+    for host in fleet.minions.values():
+        host.restore(cases.stored_file("ipv4", STORED))
+        host.write("/etc/iptables/rules.v4", host.save())
+    found = {"in sync": _on_master(fleet, {"rounds": rounds})}
+    for host in fleet.minions.values():
+        host.run(["iptables", "-D", "INPUT", "3"])
+    found["a rule missing"] = _on_master(fleet, {"rounds": rounds})
+    return {**found, "return bytes": _sizes(fleet)}
 
 
 def _sizes(fleet):

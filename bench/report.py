@@ -25,6 +25,37 @@ def _ms(value):
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
+def single(found):
+    heads = [
+        "backend",
+        "stored file",
+        "rules or chains",
+        "listing",
+        "bare programs",
+        "plan",
+        "beside the listing",
+        "beside the bare programs",
+    ]
+    rows = [
+        [row["backend"], row["kind"], f"{row['size']:,}"]
+        + [_ms(row["ms"][name]) for name in ("listing", "bare", "plan")]
+        + [f"**{row['ratio'][name]:.2f}**" for name in ("listing", "bare")]
+        for row in found
+    ]  # fmt: skip
+    return table(heads, rows)
+
+
+def single_growth(found):
+    """From each size to the next."""
+    rows = []
+    for one, more in zip(found, found[1:]):
+        if (one["backend"], one["kind"]) == (more["backend"], more["kind"]):
+            pairs = [[(row["size"], row["ms"][name]) for row in (one, more)] for name in ("listing", "bare", "plan")]
+            step = f"{one['size']:,} to {more['size']:,}"
+            rows.append([one["backend"], one["kind"], step] + [f"{exponent(*pair):.2f}" for pair in pairs])
+    return table(["backend", "stored file", "from, to", "listing", "bare programs", "plan"], rows)
+
+
 def plans(found):
     heads = [
         "backend",
@@ -107,11 +138,13 @@ def programs(found):
 
 def fleet(found):
     rows = []
-    for target, name in (("all", f"{found['minions']} minions"), ("one", "one minion")):
-        times = found[target]["ms"]
-        share = found["minions"] if target == "all" else 1
-        extra = (times["iptlive"] - times["empty state"]) / share
-        rows.append([name] + [_ms(times[job]) for job in ("test.ping", "empty state", "iptlive")] + [_ms(extra)])
+    for case in ("in sync", "a rule missing"):
+        for target, name in (("all", f"{found['minions']} minions"), ("one", "one minion")):
+            times = found[case][target]["ms"]
+            share = found["minions"] if target == "all" else 1
+            extra = (times["iptlive"] - times["empty state"]) / share
+            cells = [_ms(times[job]) for job in ("test.ping", "empty state", "iptlive")]
+            rows.append([f"{name}, {case}", *cells, _ms(extra)])
     sizes = [[f"{int(edits):,}"] + list(weights.values()) for edits, weights in found["return bytes"].items()]
     heads = ["milliseconds", "test.ping", "empty state", "iptlive test=True", "more than the empty state, per minion"]
     return table(heads, rows) + "\n" + table(["edits", "bytes: test.ping", "empty state", "iptlive test=True"], sizes)
