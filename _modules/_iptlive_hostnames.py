@@ -19,9 +19,15 @@ _LISTS = ("-s", "-d", "--source", "--src", "--destination", "--dst")
 # ... and these take one.
 _SINGLE = ("--ctorigsrc", "--ctorigdst", "--ctreplsrc", "--ctrepldst", "--tunnel-src", "--tunnel-dst",
            "--gateway", "--on-ip")  # fmt: skip
-# A letter in the name, before any mask, of some part of the value: an address of the other family has a colon there.
-_MAYBE = re.compile(r"-(?:(?<!--)[sd]|-(?:{}))".format("|".join(name[2:] for name in _LISTS + _SINGLE if name[2:]))
-                    + r"[\s=\"]*(?:\S*,)?[^\s,:/\"]*[A-Za-z_][^\s,:/\"]*(?=[\s,/\"]|\Z)")  # fmt: skip
+# The values of these options, but for one IPv4 address, and what looks like one of IPv6.
+_VALUES = re.compile(
+    r"(?:^|[ \t\"])-(?:[sd]|-(?:{})(?![\w-]))[ \t=\"]*".format(
+        "|".join(name[2:] for name in _LISTS + _SINGLE if name[2:])
+    )
+    + r"(?!(?:[0-9./]*|[0-9a-fA-F.]*:[0-9a-fA-F.:/]*)\"?(?:[ \t\n]|\Z))([^ \t\n]+)",
+    re.MULTILINE,
+)
+_LETTER = re.compile(r"[A-Za-z_]")
 _NUMERIC = re.compile(r"[\d.]*\Z|.*:", re.DOTALL)  # of either family: iptables tells what is wrong with them
 _NO_MASK = re.compile(r"0+(?:\.0+)*\Z")
 NETWORKS = "/etc/networks"
@@ -37,7 +43,7 @@ class Resolved(NamedTuple):
 
 def resolve(stored: StoredFile) -> Resolved:
     """Raises HostError naming the line and the name that no address is known for."""
-    if not _MAYBE.search("\n".join(stored.texts())):
+    if not may_name_hosts("\n".join(stored.texts())):
         return Resolved(stored, frozenset(), [])
     reader = _Resolver(stored)
     tables = {
@@ -54,6 +60,13 @@ def addresses(name: str) -> List[str]:
     except (socket.gaierror, UnicodeError):
         return []
     return sorted({answer[4][0].partition("%")[0] for answer in answers})
+
+
+def may_name_hosts(text: str) -> bool:
+    """Whether it is worth while to look at each of the rules in this text."""
+    values = (found.group(1) for found in _VALUES.finditer(text))
+    names = (part.partition("/")[0] for value in values for part in value.split(","))
+    return any(":" not in name and _LETTER.search(name) for name in names)
 
 
 def _network(address: str, mask: str) -> str:
@@ -76,7 +89,7 @@ class _Resolver:
         self.warnings: List[str] = []
 
     def rule(self, rule: StoredRule) -> StoredRule:
-        if not _MAYBE.search(rule.spec) or other_family(rule.spec, self._family):
+        if not may_name_hosts(rule.spec) or other_family(rule.spec, self._family):
             return rule
         spec = rule.spec
         for option in reversed(list(options(rule.spec, _LISTS + _SINGLE))):
@@ -101,9 +114,9 @@ class _Resolver:
         if self._networks is None:
             self._networks = set()
             try:
-                with open(NETWORKS, encoding="utf-8", errors="replace") as listing:
+                with open(NETWORKS, encoding="utf-8", errors="surrogateescape", newline="\n") as listing:
                     for line in listing:
-                        names = line.partition("#")[0].split()
+                        names = re.findall(r"[^ \t\n]+", line.partition("#")[0])
                         self._networks.update(names[:1] + names[2:])
             except FileNotFoundError:
                 pass

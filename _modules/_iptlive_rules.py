@@ -12,11 +12,11 @@ _WORD = re.compile(r'[^ \t\n"]*"(?:[^"\\]|\\.)*"|[^ \t\n"]+', re.DOTALL)
 _QUOTED_PART = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _QUOTED_WORD = re.compile(" " + _QUOTED_PART.pattern, re.DOTALL)
 _TEXT = "\0"
-_COMPLETE = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*\Z', re.DOTALL)
 # What names a target in a line without quotes: found without splitting the line, which large files gain a lot by.
 _PLAIN_TARGET = re.compile(r"(?:^|[ \t])(?:(?:-[jg]|--jump|--goto)[ \t]+|-[jg]|--(?:jump|goto)=)([^ \t]+)")
 # The same for many lines at once: what begins with a plain text is found much faster.
 _PLAIN_JUMP, _PLAIN_GOTO = re.compile(r" -j ([^ \n]+)"), re.compile(r" -g ([^ \n]+)")
+_QUOTE_OR_ESCAPE = re.compile(r'"|\\.')
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 _SET_OPTIONS = ("--match-set", "--add-set", "--del-set", "--map-set")
@@ -32,9 +32,7 @@ class Word(NamedTuple):
 
 
 def quotes_closed(text: str) -> bool:
-    if "\\" not in text:
-        return text.count('"') % 2 == 0
-    return _COMPLETE.match(text) is not None
+    return not _ends_open(text, False)
 
 
 def words(text: str) -> List[Word]:
@@ -128,17 +126,31 @@ def _goes_on(line: str) -> bool:
 
 
 def _joined(lines: List[str]) -> Iterator[str]:
-    pending = ""
+    pending: List[str] = []
     for line in lines:
         if '"' not in line and not pending:
             yield line
             continue
-        whole = pending + line
-        pending = whole + "\n" if _goes_on(whole) else ""
-        if not pending:
-            yield whole
+        pending.append(line)
+        if _ends_open(line, len(pending) > 1):
+            continue
+        yield "\n".join(pending)
+        pending = []
     if pending:
-        raise HostError(f"the kernel's listing ends inside a quoted comment: {pending[:200]!r}")
+        raise HostError(f"the kernel's listing ends inside a quoted comment: {pending[0][:200]!r}")
+
+
+def _ends_open(line: str, is_open: bool) -> bool:
+    """Whether a quoted text goes on in the next line; ``is_open``: whether one goes on in this."""
+    if "\\" not in line:
+        return is_open != bool(line.count('"') % 2)
+    # A backslash escapes inside a quoted text only: at the end of a line, the newline.
+    for found in _QUOTE_OR_ESCAPE.finditer(line):
+        if found.group() == '"':
+            is_open = not is_open
+        elif not is_open and found.group().endswith('"'):
+            is_open = True
+    return is_open
 
 
 def parse_save(text: str) -> Dict[str, Table]:

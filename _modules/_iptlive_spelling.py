@@ -5,6 +5,7 @@ marker rule that carries its number, so that it is mapped to exactly what it bec
 share the marker that ends their run, and must come back in their number.
 """
 
+import hashlib
 import re
 from collections import defaultdict
 from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
@@ -120,8 +121,8 @@ def _marker(stored: StoredFile) -> str:
     """A rule that no stored line can become, of letters that the listing does not quote."""
     taken = "".join(stored.texts()).replace('"', "").replace("\\", "")
     name = "iptlive-line"
-    while name in taken:
-        name += "-x"
+    if name in taken:
+        name += "-" + hashlib.sha256(taken.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return f"-m comment --comment {name}-{{}}"
 
 

@@ -7,7 +7,8 @@ update cannot honour is an error that names it. Harmless deviations that iptable
 """
 
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from collections import defaultdict
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import _iptlive_switches as switches
 from _iptlive_model import BUILTIN, HostError, is_builtin
@@ -18,8 +19,8 @@ LONGEST_NAME = 28
 
 _DELETE = re.compile(r"#DELETE#[ \t]*", re.IGNORECASE)
 _NEARLY_DELETE = re.compile(r"#+[ \t]*DEL(?:ETE?D?)?[ \t]*[#:]?[ \t]*(?:\[\d+:\d+\][ \t]*)?-(?:[AID]|-append)\b", re.I)
-_COUNTERS = re.compile(r"\A\[\d+:\d+\][ \t]*")
-_CHAIN = re.compile(r":(\S+)(?:[ \t]+(\S+))?(?:[ \t].*)?\Z")  # it does not look at the rest
+_COUNTERS = re.compile(r"\A\[[0-9]+:[0-9]+\][ \t]*")
+_CHAIN = re.compile(r":([^ \t]+)(?:[ \t]+([^ \t]+))?(?:[ \t].*)?\Z")  # it does not look at the rest
 _CONTROL = bytes(set(range(32)) - {ord("\t"), ord("\n")})
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
 _COMMANDS = re.compile(r"(-[ADIRNPFXZECLS]|--(?:append|delete|insert|replace|new-chain|policy|flush|delete-chain"
@@ -139,9 +140,30 @@ class _Section:
         self.line = line
         self.chains: Dict[str, StoredChain] = {}
         self.rules: List[StoredRule] = []
+        self._dropped: Set[int] = set()  # lines
+        self._by_chain: Dict[str, List[int]] = defaultdict(list)  # lines that a flush would drop
+        self._sorted = 0  # how many of the rules are in there
 
     def has(self, chain: str) -> bool:
         return chain in self.chains or is_builtin(self.name, chain)
+
+    def final(self) -> Tuple[StoredRule, ...]:
+        if not self._dropped:
+            return tuple(self.rules)
+        return tuple(rule for rule in self.rules if rule.line not in self._dropped)
+
+    def is_empty(self) -> bool:
+        return len(self.rules) == len(self._dropped) and not self.chains
+
+    def flush(self, chains: Sequence[str]) -> List[int]:
+        """Drop the rules of these chains, or of all, and return their lines."""
+        for rule in self.rules[self._sorted :]:
+            if not rule.delete:
+                self._by_chain[rule.chain].append(rule.line)
+        self._sorted = len(self.rules)
+        dropped = [line for chain in chains or list(self._by_chain) for line in self._by_chain.pop(chain, ())]
+        self._dropped.update(dropped)
+        return sorted(dropped)
 
 
 class _Reader:
@@ -237,7 +259,7 @@ class _Reader:
                 f"the table '{self._section.name}' opened at line {self._section.line} has no COMMIT before this "
                 "one. Add a line COMMIT above"
             )
-        if not re.match(r"[\w-]+\Z", name):
+        if not re.match(r"[A-Za-z0-9_-]+\Z", name):
             raise self.error(f"malformed table header {line!r}: expected '*' and a table's name, like '*filter'")
         if name not in BUILTIN:
             raise self.error("unknown table '{}': iptables has {}".format(name, ", ".join(BUILTIN)))
@@ -259,7 +281,7 @@ class _Reader:
         if not self._section:
             raise self.error("COMMIT ends no table: there is none open here. Remove the line")
         section = self._inside()
-        self.tables[section.name] = StoredTable(section.line, section.chains, tuple(section.rules))
+        self.tables[section.name] = StoredTable(section.line, section.chains, section.final())
         self._section = None
 
     def _declare(self, line: str) -> None:
@@ -271,7 +293,7 @@ class _Reader:
                 f"malformed chain header {line!r}: expected ':CHAIN POLICY [0:0]', like ':INPUT ACCEPT [0:0]' or, "
                 "for a chain of your own, ':MYCHAIN - [0:0]'"
             )
-        if re.match(r"\[\d+:\d+\]\Z", policy):
+        if _COUNTERS.fullmatch(policy):
             policy = self._policy_left_out(section, name)
         self._new_chain(section, name, policy)
 
@@ -303,7 +325,7 @@ class _Reader:
         return policy
 
     def _delete(self, rest: str) -> None:
-        if not rest or rest[0] in "*:#" or rest.split()[0] == "COMMIT":
+        if not rest or rest[0] in "*:#" or re.match(r"COMMIT(?![^ \t])", rest):
             raise self.error(
                 "#DELETE# stands before {}; it can only mark a rule ('#DELETE# -A CHAIN ...')".format(
                     "a table, chain or COMMIT line" if rest else "nothing"
@@ -364,7 +386,7 @@ class _Reader:
             self._set_policy(section, *arguments)
         elif command == "-F" and len(arguments) < 2:
             self._flush(section, arguments)
-        elif command == "-X" and len(arguments) < 2 and not section.rules and not section.chains:
+        elif command == "-X" and len(arguments) < 2 and section.is_empty():
             pass  # at the start of a section there is no chain yet that it could delete
         elif command == "-Z" and len(arguments) < 3:
             pass  # a freshly loaded table counts from zero anyway
@@ -380,13 +402,12 @@ class _Reader:
         section.chains[chain] = StoredChain(self._policy(section, chain, policy), self._number)
 
     def _flush(self, section: _Section, chains: List[str]) -> None:
-        gone = [rule for rule in section.rules if not rule.delete and (not chains or rule.chain == chains[0])]
-        if gone:
+        dropped = section.flush(chains)
+        if dropped:
             self.warnings.append(
-                f"{self.path}: line {self._number} ('-F') drops the rules stored above it (line "
-                f"{ranges([rule.line for rule in gone])}), as iptables-restore would"
+                f"{self.path}: line {self._number} ('-F') drops the rules stored above it (line {ranges(dropped)}), as "
+                "iptables-restore would"
             )
-            section.rules = [rule for rule in section.rules if rule not in gone]
 
 
 def ranges(numbers: List[int]) -> str:

@@ -1,13 +1,14 @@
 """Host names in stored lines become the addresses that iptables itself would ask for."""
 
+import re
 import socket
 
 import _iptlive_hostnames as hostnames
 import pytest
 from _iptlive_model import HostError
-from _iptlive_rules import words
+from _iptlive_rules import options, quotes_closed, words
 from _iptlive_stored import parse
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ADDRESSES = {
@@ -131,3 +132,18 @@ def test_each_name_is_replaced_and_nothing_else(options):
 
     (spec,), _ = resolved(line(str))
     assert [word.value for word in words(spec)] == [word.value for word in words(line(PARTS.get))]
+
+
+PIECES = st.sampled_from(
+    ["-s", "-d", "--src", "--dst=", "--on-ip", "!", " ", "\t", '"', "web", "cafe", "_x", "10.0.0.1", "2001:db8::1",
+     "/24", "/0", ",", "-j", "DROP", "--dst-type", "=", "-4", "\\", "--dport", "\u2028"]
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(PIECES, max_size=9).map("".join).filter(quotes_closed))
+def test_no_name_is_missed_at_a_glance(spec):
+    values = [option.value for option in options(spec, hostnames._LISTS + hostnames._SINGLE)]
+    names = [part.partition("/")[0] for value in values for part in value.split(",")]
+    if any(":" not in name and re.search("[A-Za-z_]", name) for name in names):
+        assert hostnames.may_name_hosts(spec)
