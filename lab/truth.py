@@ -210,13 +210,22 @@ class Lines:
             raise RuntimeError("a program of the truth lab died")
         return json.loads(line)
 
+    def close(self):
+        self._process.communicate()
+
 
 class Cloner:
-    """Opens clones of a host, in a process that stays there."""
+    """Opens clones of a host, in a process that stays there until this is closed."""
 
-    def __init__(self, host, modules=REPO / "_modules"):
+    def __init__(self, host, modules=REPO / "_modules", prefix=()):
         self.host = host
-        self._program = Lines(host, [sys.executable, "-I", REPO / "lab" / "cloner.py", modules])
+        self._program = Lines(host, [*prefix, sys.executable, "-I", REPO / "lab" / "cloner.py", modules])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._program.close()
 
     def prove(self, probes, edits=None, **options):
         """What ``lab.cloner`` answers."""
