@@ -44,6 +44,8 @@ class Clone:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # no packet is handed to another processor
         self._replica = Replica(self._host, order["stand_ins"])
         self._wire = Wire(self._replica, self._families)
+        self._conversations = None
+        self._sessions = {}
         self._milliseconds = {"clone": 1000 * (time.monotonic() - started)}
 
     def hello(self) -> dict:
@@ -59,17 +61,19 @@ class Clone:
         return found
 
     def load(self, rulesets: list, sets: list, natives: list, blind: dict, unsure_natives: dict) -> dict:
-        numbers = itertools.count(1)
-        loaded = [Ruleset(*ruleset, numbers) for ruleset in rulesets]
-        legacy = {ruleset.family for ruleset in loaded if ruleset.backend == "legacy"}
-        self._conversations = Conversations(self._wire, Tracer(sorted(legacy)))
+        """For the first time, or once more with more of very many rules."""
+        marks = itertools.count(1)
+        loaded = [Ruleset(*ruleset, marks) for ruleset in rulesets]
+        if self._conversations is None:
+            legacy = {ruleset.family for ruleset in loaded if ruleset.backend == "legacy"}
+            self._conversations = Conversations(self._wire, Tracer(sorted(legacy)))
         self._stage = Stage(self._runner, loaded, self._conversations.refresh)
         refused = self._stage.load(*(Command(tuple(argv), text) for argv, text in (sets, natives)))
         if refused:
             reason = f"the tables of nftables itself cannot be loaded into the clone ({refused})"
             blind = dict.fromkeys(self._families, reason)
         self._replica.set_conntrack(self._host)
-        self._judge = Judge(self._conversations, self._stage, blind, unsure_natives)
+        self._judge = Judge(self._conversations, self._stage, self._sessions, blind, unsure_natives)
         return {"notes": self._replica.notes}
 
     def add_sets(self, sets: list) -> dict:

@@ -13,13 +13,12 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import _iptlive_packets as packets
 import _iptlive_probe as probing
 from _iptlive_discovery import Neighbours
-from _iptlive_packets import ACK, ICMPV6, SYN, TCP, UDP, Packet
+from _iptlive_packets import ACK, ICMPV6, OWN_PORTS, SYN, TCP, UDP, Packet
 from _iptlive_probe import ANSWER, FOLLOW_UP, NEIGHBOUR, REQUEST, IsIts, Outcome, Probe, Session
 from _iptlive_replica import drain
 from _iptlive_tracer import Event, of
 from _iptlive_wire import Arrival, Wire, answer_datagrams, drop, is_connected, owned_socket
 
-_PORTS = range(20000, 60000)
 _DISCARD = 9  # a port that nobody answers on
 
 
@@ -41,7 +40,7 @@ class Conversations:
         self._tracer = tracer
         self._neighbours = Neighbours(wire)
         self._number = random.randint(1, 1 << 28)
-        self._port = random.choice(_PORTS)
+        self._port = random.choice(OWN_PORTS)
         self._events: List[Event] = []
         self._to_many: Dict[str, bool] = {}
         self.legs: List[Leg] = []
@@ -91,7 +90,7 @@ class Conversations:
         self._wire.forget()
         if self._tracer:
             self._tracer.forget()
-        self._port = self._port + 1 if self._port + 1 in _PORTS else _PORTS[0]
+        self._port = self._port + 1 if self._port + 1 in OWN_PORTS else OWN_PORTS[0]
 
     def _next(self) -> int:
         self._number += 1
@@ -332,27 +331,35 @@ class Conversations:
     def _connected(self, probe: Probe, outcome: Outcome, client: socket.socket, arrivals):
         number, arrivals = self._mirror(probe, outcome)
         came = outcome.arrival.packet
-        if not is_connected(client):
-            return probing.refused(arrivals, probing.refuses(TCP, came.port), ANSWER, outcome.arrival), None
-        self._record(FOLLOW_UP, probing.is_from_port(TCP, client.getsockname()[1]))
-        if not any(arrival.interface and probing.is_bare_acknowledgement(arrival.packet) for arrival in arrivals):
-            return Outcome("drop", FOLLOW_UP, "", "", outcome.arrival), None
+        failed = self._handshake(outcome, client, arrivals, came.port)
+        if failed:
+            return failed, None
         request = _as_sent(probe, client, came)
         return None, Session(probe, request, outcome.arrival, client, None, came.sequence + 1, number + 1)
 
     def _connected_here(self, probe: Probe, outcome: Outcome, client: socket.socket, arrivals):
         """All in one go, over the loopback interface."""
-        source_port = client.getsockname()[1]
-        self._record(ANSWER, lambda packet: packet.protocol == TCP and packet.port == source_port)
-        if not is_connected(client):
-            return Outcome("drop", ANSWER, "", "", outcome.arrival), None
-        server = self._connection(probe.family, outcome.arrival.packet.port, source_port)
-        if server is None:
-            return Outcome("drop", FOLLOW_UP, "", "", outcome.arrival), None
         came = outcome.arrival.packet
+        self._record(ANSWER, lambda packet: packet.protocol == TCP and packet.port == came.source_port)
+        failed = self._handshake(outcome, client, arrivals, came.port)
+        server = None if failed else self._connection(probe.family, came.port, client.getsockname()[1])
+        if server is None:
+            return failed or Outcome("drop", FOLLOW_UP, "", "", outcome.arrival), None
         numbers = [arrival.packet.sequence for arrival in arrivals if probing.is_second(arrival.packet)]
         request = _as_sent(probe, client, came)
         return None, Session(probe, request, outcome.arrival, client, server, came.sequence + 1, numbers[0] + 1)
+
+    def _handshake(self, outcome: Outcome, client: socket.socket, arrivals, port: int) -> Optional[Outcome]:
+        """What is missing for this host's own connection: the answer, or what the kernel says to it at once."""
+        if not any(not arrival.interface and probing.is_second(arrival.packet) for arrival in arrivals):
+            return probing.refused(arrivals, probing.refuses(TCP, port), ANSWER, outcome.arrival)
+        source_port = outcome.arrival.packet.source_port
+        self._record(FOLLOW_UP, probing.is_from_port(TCP, source_port))
+        sent = any(probing.is_bare_acknowledgement(arrival.packet) for arrival in arrivals)
+        if sent and is_connected(client):
+            return None
+        refusal = probing.refuses(TCP, client.getsockname()[1])
+        return probing.refused(arrivals, refusal, FOLLOW_UP, outcome.arrival)
 
     def _send_datagram(self, probe: Probe, source_port: int) -> Opened:
         self._expect(probe._replace(whole=True))

@@ -2,7 +2,7 @@
 
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
-from _iptlive_conversation import Conversations, close
+from _iptlive_conversation import Conversations
 from _iptlive_packets import endpoint, show
 from _iptlive_probe import NEIGHBOUR, REQUEST, Outcome, Probe, Session
 from _iptlive_rehearsal import QUIET, Ruleset, Stage
@@ -45,14 +45,19 @@ class Judge:
     """``blind``: why nothing of a family can be decided; ``unsure_natives``: what a table of nftables hangs on."""
 
     def __init__(
-        self, conversations: Conversations, stage: Stage, blind: Dict[str, str], unsure_natives: Dict[str, str]
+        self,
+        conversations: Conversations,
+        stage: Stage,
+        sessions: Dict[Probe, Session],
+        blind: Dict[str, str],
+        unsure_natives: Dict[str, str],
     ):
         self._conversations = conversations
         self._stage = stage
         self._rulesets = {(ruleset.family, ruleset.backend): ruleset for ruleset in stage.rulesets}
         self._blind = blind
         self._unsure_natives = unsure_natives
-        self._sessions: Dict[Probe, Session] = {}
+        self._sessions = sessions
 
     def judge(self, probes: Sequence[Probe], worlds: bool) -> List[dict]:
         for family in {probe.family for probe in probes}:
@@ -203,7 +208,8 @@ class Judge:
             return Rule(event.backend, event.table, event.chain, 0, "")
         if self._is_rule(family, event):
             text = ruleset.rule(event.table, event.chain, event.number)
-            return Rule(event.backend, event.table, event.chain, event.number, text)
+            number = ruleset.number(event.table, event.chain, event.number)
+            return Rule(event.backend, event.table, event.chain, number, text)
         policy = ruleset.policy(event.table, event.chain)
         return Rule(event.backend, event.table, event.chain, 0, f"policy {policy}")
 
@@ -246,19 +252,26 @@ class Judge:
         if outcome.verdict == "undecided":
             return answer
         unsure = [mark for mark in quiet.reached if self._has_no_quiet_form(probe.family, mark)]
-        different = {found.outcome.verdict for found in worlds.values() if found.signature() != quiet.signature()}
-        hangs = self._hangs(worlds) or (unsure if not worlds else [])
-        if not different and not (unsure and not worlds):
-            return answer
-        answer["others"] = sorted(different)
-        answer["hangs"] = [self._place(probe.family, mark) for mark in hangs]
         if len(worlds) > MOST_WORLDS:
             return {**answer, "verdict": "undecided", "why": f"it hangs on more than {MOST_WORLDS} ways"}
-        if unsure:
-            names = ", ".join(sorted({name for mark in unsure for name in self._open(probe.family, mark).matches}))
-            answer["others"] = sorted(different | {outcome.verdict})
-            return {**answer, "verdict": "undecided", "why": f"it hangs on '-m {names}', which no clone can know"}
-        return answer
+        if unsure and not worlds:
+            return self._unsure(answer, probe, unsure)
+        different = {found.signature() for found in worlds.values()} - {quiet.signature()}
+        if not different:
+            return answer
+        hangs = self._hangs(worlds)
+        answer["hangs"] = [self._place(probe.family, mark) for mark in hangs]
+        verdicts = {verdict for verdict, _, _ in different} - {outcome.verdict}
+        if not unsure:
+            return {**answer, "others": sorted(verdicts)}
+        if verdicts:
+            return {**self._unsure(answer, probe, unsure), "others": sorted(verdicts | {outcome.verdict})}
+        # It gets somewhere in any case, and only where hangs on what cannot be known.
+        return {**answer, "arrives": " or ".join(sorted({place for _, place, _ in different} | {arrives}))}
+
+    def _unsure(self, answer: dict, probe: Probe, marks: Sequence[int]) -> dict:
+        names = ", ".join(sorted({name for mark in marks for name in self._open(probe.family, mark).matches}))
+        return {**answer, "verdict": "undecided", "why": f"it hangs on '-m {names}', which no clone can know"}
 
     def _has_no_quiet_form(self, family: str, mark: int) -> bool:
         rule = self._open(family, mark)
@@ -279,12 +292,9 @@ class Judge:
             for place, other in ruleset.places.items():
                 if name == family and other == mark:
                     rule = ruleset.open[mark]
-                    return [backend, *place, rule.text, ",".join(rule.matches)]
+                    number = ruleset.number(*place)
+                    return [backend, place.table, place.chain, number, rule.text, ",".join(rule.matches)]
         raise KeyError(mark)
-
-    def close(self) -> None:
-        for session in self._sessions.values():
-            close(session)
 
 
 def _counters() -> Dict[str, int]:

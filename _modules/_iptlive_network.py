@@ -165,6 +165,7 @@ def facts(network: Network) -> dict:
             for link in network.links
         ],
         "routes": [_route(data, names) for data in network.routes if not _flags(data) & _CLONED_ROUTE],
+        "gateways": _gateways(network.routes),
         "policies": len(network.rules) - sum(map(is_builtin_rule, network.rules)),
     }
 
@@ -185,6 +186,12 @@ def _route(data: bytes, names: Dict[int, str]) -> list:
 def priority(rule: bytes) -> int:
     found = attributes(rule[12:])
     return number(found[6]) if 6 in found else 0
+
+
+def _gateways(routes: Iterable[bytes]) -> List[list]:
+    found = [(data[0], attributes(data[12:]).get(5)) for data in routes]
+    told = {(FAMILY_NAMES[family], socket.inet_ntop(family, packed)) for family, packed in found if packed}
+    return sorted(map(list, told))
 
 
 def is_builtin_rule(rule: bytes) -> bool:

@@ -4,6 +4,7 @@ import socket
 import struct
 from typing import NamedTuple, Optional, Tuple
 
+OWN_PORTS = range(40000, 60000)  # that packets are sent from: not those by which clusters publish services
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 ETHERTYPES = {4: b"\x08\0", 6: b"\x86\xdd"}

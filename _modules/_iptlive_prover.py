@@ -7,27 +7,22 @@ a proof.
 import contextlib
 import json
 import os
-import re
 import select
-import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-import _iptlive_netlink as netlink
-from _iptlive_family import FAMILIES, label
-from _iptlive_model import BUILTIN, Chain, HostError, Table
-from _iptlive_programs import SEARCH_PATH, Tools, message, run
-from _iptlive_rules import parse_save, sets
+import _iptlive_relevant as relevant
+from _iptlive_everyrule import Rules, Ruleset, members, named_sets, program, read, sets_text
+from _iptlive_model import Chain, HostError, Table
+from _iptlive_packets import OWN_PORTS
+from _iptlive_programs import SEARCH_PATH, Tools
+from _iptlive_rules import parse_save
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_iptlive_clone.py")
+_MANY = 2000  # rules of a family: so many are loaded in some milliseconds, and need not be told apart
 _TIMEOUT = 300  # seconds for one answer: thousands of probes, on a slow machine
-_NATIVE_FAMILIES = {netlink.INET: "inet", 2: "ip", 10: "ip6"}
-_UNSURE_WORDS = re.compile(
-    r"\b(limit rate|limit name|quota|numgen|ct count|ct helper|meter|queue|tproxy|synproxy|socket|osf|hour|day|dup)\b"
-)
 
 
 class NoCloneError(Exception):
@@ -84,27 +79,6 @@ class Answer(NamedTuple):
     why: str
 
 
-class _Ruleset(NamedTuple):
-    """What the child loads: programs and text of one family and backend."""
-
-    family: str
-    backend: str
-    restore: str
-    save: str
-    text: str
-
-
-class _Rules(NamedTuple):
-    """All that sees the packets of this host."""
-
-    own: Tuple[_Ruleset, ...]
-    others: Tuple[_Ruleset, ...]
-    sets: str
-    natives: str
-    unsure_natives: Dict[str, str]
-    blind: Dict[str, str]  # why nothing of a family can be decided
-
-
 @contextlib.contextmanager
 def open_clone(
     tools: Sequence[Tools], stand_ins: Sequence[str] = (), more_sets: Sequence[str] = ()
@@ -119,7 +93,7 @@ def open_clone(
         child = stack.enter_context(_started())
         child.say({"families": [one.family for one in tools], "stand_ins": list(stand_ins), "path": SEARCH_PATH})
         started = time.monotonic()
-        rules = _read(tools, more_sets)
+        rules = read(tools, more_sets)
         clone = Clone(child, tools, rules)
         clone.milliseconds["read"] = 1000 * (time.monotonic() - started)
         yield clone
@@ -128,18 +102,18 @@ def open_clone(
 class Clone:
     """``kind`` is namespace or user namespace; ``not_cloned`` what it lacks; ``facts`` the host's network."""
 
-    def __init__(self, child: "_Child", tools: Sequence[Tools], rules: _Rules):
+    def __init__(self, child: "_Child", tools: Sequence[Tools], rules: Rules):
         hello = child.first()
         self.kind: str = hello["kind"]
         self.not_cloned: List[str] = hello["notes"]
-        self.facts: dict = {**hello["facts"], "sets": _members(rules.sets)}
+        self.facts: dict = {**hello["facts"], "sets": members(rules.sets)}
         self.live: Dict[str, Dict[str, Table]] = {one.family: parse_save(one.text) for one in rules.own}
         self.packets = 0
         self.milliseconds: Dict[str, float] = dict(hello["milliseconds"])
         self._child = child
-        self._rules = rules
         self._own = {one.family: one.backend for one in tools}
-        self._is_loaded = False
+        self._loading = _Loading(rules, self.live, self.facts)
+        self._edits: Dict[str, List[str]] = {}
 
     def routes(
         self, questions: Sequence[Tuple[str, str, Optional[str], Optional[str]]]
@@ -150,48 +124,126 @@ class Clone:
     def probe(self, probes: Sequence[Probe], worlds: bool = True, trace: bool = True) -> List[Answer]:
         """What becomes of each. Without ``worlds`` only while nothing is used up; the trace tells the rule."""
         del trace  # it costs next to nothing, and tells what cannot be known
-        self._load()
+        if self._loading.reach(probes):
+            self._load()
         answer = self._ask("probe", list(probes), worlds)
         self.packets = answer["packets"]
         return [_answer(one) for one in answer["answers"]]
 
     def load_edits(self, edits: Dict[str, Sequence[str]]) -> None:
         """Carry out an update's own transactions, by family. Raises HostError with what the program says."""
-        self._load()
-        missing = _named(text for texts in edits.values() for text in texts) - self.facts["sets"].keys()
-        if missing:
-            self._ask("add_sets", ([_program("ipset"), "restore", "-exist"], _sets(missing)))
-        self._ask("edit", {family: list(texts) for family, texts in edits.items()}, self._own)
+        self._edits = {family: list(texts) for family, texts in edits.items()}
+        if self._loading.reach([], self._edits):
+            self._load()
+        else:
+            self._edit()
 
     def saved(self) -> Dict[str, Dict[str, Table]]:
-        """The rules of the clone, as the host would show them."""
-        self._load()
+        """The rules of the clone, as the host would show them; only of chains that are in it with all their rules."""
+        if self._loading.reach([]):
+            self._load()
         return {
             family: {
-                table: {chain: Chain(policy, tuple(rules)) for chain, (policy, rules) in chains.items()}
+                table: {
+                    chain: Chain(policy, tuple(rules))
+                    for chain, (policy, rules) in chains.items()
+                    if self._loading.is_whole(family, table, chain)
+                }
                 for table, chains in tables.items()
             }
             for family, tables in self._ask("saved", self._own).items()
         }
 
     def _load(self) -> None:
-        if self._is_loaded:
-            return
-        self._is_loaded = True
-        rules = self._rules
-        loaded = [list(one) for one in rules.own + rules.others]
-        sets_program = [_program("ipset"), "restore", "-exist"]
-        natives_program = [_program("nft"), "-f", "-"]
-        answer = self._ask(
-            "load", loaded, (sets_program, rules.sets), (natives_program, rules.natives), rules.blind,
-            rules.unsure_natives,
-        )  # fmt: skip
+        answer = self._ask("load", *self._loading.orders())
         self.not_cloned = answer["notes"]
+        if self._edits:
+            self._edit()
+
+    def _edit(self) -> None:
+        missing = named_sets(text for texts in self._edits.values() for text in texts) - self.facts["sets"].keys()
+        if missing:
+            self._ask("add_sets", ([program("ipset"), "restore", "-exist"], sets_text(missing)))
+        self._ask("edit", self._edits, self._own)
 
     def _ask(self, what: str, *given):
         answer, milliseconds = self._child.ask({"do": what, "with": given})
         self.milliseconds[what] = self.milliseconds.get(what, 0) + milliseconds
         return answer
+
+
+class _Loading:
+    """What is loaded into the clone: all rules, or of very many those that may matter to the packets so far."""
+
+    def __init__(self, rules: Rules, live: Dict[str, Dict[str, Table]], facts: dict):
+        self._rules = rules
+        loaded = rules.own + rules.others
+        self._tables = {
+            (one.family, one.backend): live[one.family] if one in rules.own else parse_save(one.text) for one in loaded
+        }
+        self._gateways = facts["gateways"]
+        self._links = facts["links"]
+        self._large = {
+            family for family, tables in live.items() if relevant.size(tables) > _MANY and not self._is_translated()
+        }
+        self._addresses: Dict[str, Set[str]] = {family: set(self._own(family)) for family in live}
+        self._ports: Set[int] = set()
+        self._edits: Dict[str, List[str]] = {}
+        self._partial: Dict[Tuple[str, str], relevant.Numbers] = {}
+        self._times = 0
+
+    def reach(self, probes: Sequence["Probe"], edits: Optional[Dict[str, List[str]]] = None) -> bool:
+        """Whether the clone has to be loaded, or loaded with more than it has, to try these."""
+        before = self._reached()
+        for one in probes:
+            self._addresses[one.family].update(address for address in (one.source, one.destination) if address)
+            self._ports.update((one.port, one.source_port))
+        self._edits = edits or self._edits
+        return not self._times or (bool(self._large) and self._reached() != before)
+
+    def orders(self) -> tuple:
+        """What the child is told."""
+        self._times += 1
+        loaded = self._rules.own + self._rules.others
+        texts = {(one.family, one.backend): (one.text, {}) for one in loaded}
+        for family in self._large:
+            texts.update(self._reduced(family, [one for one in loaded if one.family == family]))
+        self._partial = {key: numbers for key, (_, numbers) in texts.items()}
+        rulesets = [_order(one, *texts[one.family, one.backend]) for one in loaded]
+        natives = self._rules.natives if self._times == 1 else ""  # once loaded, they stay
+        return (
+            rulesets,
+            ([program("ipset"), "restore", "-exist"], self._rules.sets),
+            ([program("nft"), "-f", "-"], natives),
+            self._rules.blind,
+            self._rules.unsure_natives,
+        )
+
+    def is_whole(self, family: str, table: str, chain: str) -> bool:
+        own = next(one for one in self._rules.own if one.family == family)
+        return (table, chain) not in self._partial[family, own.backend]
+
+    def _reduced(self, family: str, rulesets: Sequence[Ruleset]) -> dict:
+        tables = [self._tables[family, one.backend] for one in rulesets]
+        texts = self._edits.get(family, [])
+        found = relevant.reduce(family, tables, texts, self._addresses[family], self._ports, OWN_PORTS)
+        return {(one.family, one.backend): tuple(reduced) for one, reduced in zip(rulesets, found)}
+
+    def _reached(self) -> tuple:
+        return sum(map(len, self._addresses.values())), len(self._ports), self._edits
+
+    def _own(self, family: str) -> Iterator[str]:
+        for link in self._links:
+            yield from (address for name, address, _ in link["addresses"] if name == family)
+        yield from (address for name, address in self._gateways if name == family)
+
+    def _is_translated(self) -> bool:
+        """By a table of nftables itself, whose addresses nobody reads here."""
+        return any(word in self._rules.natives for word in ("nat", "masquerade", "redirect", "payload set", "tproxy"))
+
+
+def _order(one: Ruleset, text: str, numbers: relevant.Numbers) -> list:
+    return [*one[:4], text, [[table, chain, left] for (table, chain), left in numbers.items()]]
 
 
 def _answer(one: dict) -> Answer:
@@ -296,125 +348,3 @@ def _name_users(pid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-# --- the host's rules ------------------------------------------------------------------------------------------------
-
-
-def _read(tools: Sequence[Tools], more_sets: Sequence[str]) -> _Rules:
-    with ThreadPoolExecutor(2 * len(tools) + 1) as pool:
-        own = [pool.submit(_save, one.family, one.backend, one.restore, one.save) for one in tools]
-        others = [pool.submit(_other, one) for one in tools]
-        native = pool.submit(_natives, tools)
-        own, found, natives = [one.result() for one in own], [one.result() for one in others], native.result()
-    others = [one for one in found if isinstance(one, _Ruleset)]
-    blind = {one.family: reason for one, reason in zip(tools, found) if isinstance(reason, str) and reason}
-    text, unsure, reason = natives
-    if reason:
-        blind = {**dict.fromkeys([one.family for one in tools], reason), **blind}
-    named = _named(one.text for one in [*own, *others]).union(more_sets)
-    return _Rules(tuple(own), tuple(others), _sets(named), text, unsure, blind)
-
-
-def _save(family: str, backend: str, restore: str, save: str) -> _Ruleset:
-    done = run([save])
-    if done.status:
-        raise HostError(f"{save}: {message(done.err)}")
-    return _Ruleset(family, backend, restore, save, done.out)
-
-
-def _other(tools: Tools):
-    """The tables of the backend that is not in use; why they cannot be read; or None."""
-    backend = "legacy" if tools.backend == "nft" else "nft"
-    if not (_legacy_tables(tools.family) if backend == "legacy" else _nft_tables(tools.family)):
-        return None
-    command = f"{FAMILIES[tools.family].command}-{backend}"
-    restore, save = (shutil.which(f"{command}-{action}", path=SEARCH_PATH) for action in ("restore", "save"))
-    if not restore or not save:
-        return f"there are {label(tools.family)} tables of the {backend} backend, and no '{command}-save' to read them"
-    ruleset = _save(tools.family, backend, restore, save)
-    chains = [chain for table in parse_save(ruleset.text).values() for chain in table.values()]
-    return ruleset if any(chain.rules or chain.policy == "DROP" for chain in chains) else None
-
-
-def _legacy_tables(family: str) -> bool:
-    try:
-        with open(FAMILIES[family].legacy_tables, encoding="ascii") as listing:
-            return bool(listing.read().split())
-    except FileNotFoundError:
-        return False
-
-
-def _nft_tables(family: str) -> bool:
-    with contextlib.suppress(netlink.NoAnswerError):
-        return any(number == FAMILIES[family].number and name in BUILTIN for number, name in netlink.tables())
-    return False
-
-
-def _natives(tools: Sequence[Tools]) -> Tuple[str, Dict[str, str], str]:
-    """Tables of nftables' own: their text, those that hang on what no clone knows, or why they cannot be read."""
-    try:
-        tables = [key for key in netlink.tables() if _is_native(tools, *key)]
-    except netlink.NoAnswerError:
-        return "", {}, ""  # no nf_tables in this kernel
-    program = shutil.which("nft", path=SEARCH_PATH)
-    texts, unsure = [], {}
-    for number, table in tables:
-        name = f"{_NATIVE_FAMILIES[number]} {table}"
-        if program is None:
-            return "", {}, f"there is the nftables table '{name}', and no program 'nft' to read it"
-        done = run([program, "-s", "list", "table", *name.split(" ", 1)])
-        if done.status:
-            return "", {}, f"the nftables table '{name}' cannot be read: {message(done.err)}"
-        texts.append(done.out)
-        word = _UNSURE_WORDS.search(done.out)
-        if word:
-            unsure[name] = word.group()
-    return "".join(texts), unsure, ""
-
-
-def _is_native(tools: Sequence[Tools], number: int, table: str) -> bool:
-    """Whether packets of these families meet it, and iptables does not show it."""
-    numbers = [FAMILIES[one.family].number for one in tools]
-    return number == netlink.INET or (number in numbers and table not in BUILTIN)
-
-
-def _named(texts: Iterable[str]) -> Set[str]:
-    """The ipsets that rules name."""
-    return {name for text in texts for line in text.split("\n") if "-set" in line for name in sets(line)}
-
-
-def _sets(named: Set[str]) -> str:
-    """These sets, with their members; one that is not there is missed when a rule that names it is loaded."""
-    if not named:
-        return ""
-    done = run(["ipset", "save"])
-    if done.status:
-        raise HostError(f"ipset save: {message(done.err)}")
-    return _only(named, done.out)
-
-
-def _only(named: Set[str], text: str) -> str:
-    """The sets of these names, and the sets that are their members."""
-    lines = [line.split(" ") for line in text.split("\n") if line]
-    lists = {words[1] for words in lines if words[0] == "create" and words[2] == "list:set"}
-    while True:
-        more = {words[2] for words in lines if words[0] == "add" and words[1] in named & lists} - named
-        if not more:
-            return "".join(" ".join(words) + "\n" for words in lines if words[1] in named)
-        named = named | more
-
-
-def _members(text: str) -> Dict[str, dict]:
-    found: Dict[str, dict] = {}
-    for words in (line.split(" ") for line in text.split("\n") if line):
-        if words[0] == "create":
-            family = words[words.index("family") + 1] if "family" in words else "inet"
-            found[words[1]] = {"type": words[2], "family": family, "members": []}
-        elif words[0] == "add":
-            found[words[1]]["members"].append(words[2])
-    return found
-
-
-def _program(name: str) -> str:
-    return shutil.which(name, path=SEARCH_PATH) or name

@@ -5,7 +5,7 @@ they are found again wherever the edits move them. They are shown as they are on
 """
 
 from collections import Counter
-from typing import Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import _iptlive_openrules as openrules
 from _iptlive_family import label
@@ -26,13 +26,15 @@ class Place(NamedTuple):
 class Ruleset:
     """All tables of one family and one backend."""
 
-    def __init__(self, family: str, backend: str, restore: str, save: str, text: str, numbers: Iterator[int]):
+    def __init__(self, family: str, backend: str, restore: str, save: str, text: str, left, marks: Iterator[int]):
         self.family, self.backend = family, backend
         self.tables: Dict[str, Table] = {}
         self.open: Dict[int, OpenRule] = {}
         self.places: Dict[Place, int] = {}  # of the rules that are loaded in a form of ours
         self._restore, self._save, self._text = restore, save, text
-        self._numbers = numbers
+        # Of chains that are not loaded whole, the numbers that their rules have on the host.
+        self._left: Dict[Tuple[str, str], List[int]] = {(table, chain): numbers for table, chain, numbers in left}
+        self._marks = marks
         self._world = QUIET
 
     # --- loading -------------------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ class Ruleset:
             found = OpenRule(rule, (), *[rule.replace("\n", " ")] * 3, openrules.MET, False, "")
         if found is None:
             return None
-        number = next(self._numbers)
+        number = next(self._marks)
         self.open[number] = found
         return openrules.marked(number, found.form(found.quiet))
 
@@ -142,6 +144,11 @@ class Ruleset:
     def length(self, table: str, chain: str) -> int:
         state = self.tables.get(table, {}).get(chain)
         return len(state.rules) if state else 0
+
+    def number(self, table: str, chain: str, number: int) -> int:
+        """That the rule has on the host."""
+        left = self._left.get((table, chain))
+        return left[number - 1] if left and 0 < number <= len(left) else number
 
     def at(self, table: str, chain: str, number: int) -> Optional[int]:
         """The mark of a rule that is loaded in a form of ours."""

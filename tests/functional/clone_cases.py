@@ -1,8 +1,11 @@
 """The cases of clone_cases.yaml, the host that they are about, and how they are put to the clone."""
 
+import shutil
 from pathlib import Path
 
 import yaml
+
+from lab.host import REPO
 
 CASES = yaml.safe_load((Path(__file__).parent / "clone_cases.yaml").read_text())
 _COMMANDS = """
@@ -94,3 +97,13 @@ def says(answer, one, when="says"):
     """For each packet, what the case speaks of, in its words; or why there is no answer."""
     key = "was" if when == "was" else "after"
     return [described(each, one[when]) for each in answer[key]] if key in answer else answer
+
+
+def mutated(tmp_path, room, old, new):
+    """The modules with a fault in one of them."""
+    shutil.copytree(REPO / "_modules", tmp_path / "modules", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "modules" / f"_iptlive_{room}.py"
+    text = path.read_text()
+    assert text.count(old) == 1, f"{old!r} is not once in {path.name}"
+    path.write_text(text.replace(old, new))
+    return tmp_path / "modules"

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from lab.host import BACKENDS, ENVIRONMENT, REPO, Host
 from lab.truth import Cloner
 
-from .clone_cases import case, loaded, packet, prepare, put, says
+from .clone_cases import case, loaded, mutated, packet, prepare, put, says
 
 SSH = {"from": "192.0.2.7", "in": "eth0", "port": 22}
 OPEN = loaded(["-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"])
@@ -31,16 +30,6 @@ def host(request):
 def prove(host, probes, edits=None, **options):
     with Cloner(host, **options) as cloner:
         return cloner.prove(probes, edits)
-
-
-def mutated(tmp_path, room, old, new):
-    """The modules with a fault in one of them."""
-    shutil.copytree(REPO / "_modules", tmp_path / "modules", ignore=shutil.ignore_patterns("__pycache__"))
-    path = tmp_path / "modules" / f"_iptlive_{room}.py"
-    text = path.read_text()
-    assert text.count(old) == 1, f"{old!r} is not once in {path.name}"
-    path.write_text(text.replace(old, new))
-    return tmp_path / "modules"
 
 
 # A fault in a room, and the case that tells it.
