@@ -224,15 +224,19 @@ COMMIT
 
 RESTORE = """\
 #!/bin/sh
-# Not in the clone, nor for a listing.
-input=$(mktemp)
-tee $input >/dev/null
-real() {{ /usr/sbin/iptables-{backend}-restore "$@" <$input; }}
-[ "$(readlink /proc/self/ns/net)" = "{live}" ] && grep -q '^-I INPUT' $input || {{ real "$@"; exit; }}
+real=/usr/sbin/iptables-{backend}-restore
+# Neither in a clone, nor for a listing, nor when it is merely asked who it is.
+[ -z "$XTABLES_LOCKFILE" -a "$(readlink /proc/self/ns/net)" = "{live}" -a "$1" != -V ] || exec $real "$@"
+if [ {backend} = nft ]; then
+    input=$(mktemp)
+    cat >$input
+    exec <$input
+    grep -q '^-I INPUT' $input || exec $real "$@"
+fi
 {before}
-real "$@"
+$real "$@"
 status=$?
-{after}
+! iptables -w -C INPUT -p tcp --dport 8000 -j ACCEPT 2>/dev/null || {{ {after}; }}
 exit $status
 """
 CUT = "iptables -w -C INPUT -p tcp --dport 22 -j DROP 2>/dev/null || iptables -w -I INPUT -p tcp --dport 22 -j DROP"
@@ -270,6 +274,16 @@ def test_a_rival_between_commit_and_the_last_look(network, rival):
         if not applied:
             ((refusal,),) = answer["refusals"].values()
             assert refusal["reason"] == "expectation" and "Another program changed the rules" in refusal["message"]
+
+
+def test_a_rival_between_proof_and_commit(network, rival):
+    """The update is tried again on the chain as it has become: there it is not the update that breaks it."""
+    network.restore(KERNEL4)
+    options = stored(network, rules(KERNEL4, "-A INPUT -p tcp --dport 8000 -j ACCEPT\n"))
+    rival(before=CUT)
+    reply = network.call("iptlive.apply", expect=[{"accept": "22/tcp"}], **options)
+    assert (reply.value["applied"], found(reply)) == (True, [("broken", "broken")])
+    assert any("after the update was tried; trying the update again" in text for _, text in reply.log)
 
 
 def test_opens_refuse(network):
