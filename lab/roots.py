@@ -26,6 +26,7 @@ AUTHORITIES = "usr/local/share/ca-certificates"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # How this machine fetches packages; the rest of its settings are its own.
 APT_SETTINGS = ("Acquire::Check-", "Acquire::http")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 PASSED_ON = ("CI", "TERM", "http_proxy", "https_proxy", "no_proxy")
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -113,10 +114,11 @@ def enter(root):
     mount("--make-rprivate", "/")
     mount("--bind", root, root)
     mount("-t", "proc", "proc", root / "proc")
-    for directory in ("dev", "sys"):
-        mount("--rbind", f"/{directory}", root / directory)
-    for directory, mode in (("run", "0755"), ("tmp", "1777")):
+    mount("--rbind", "/sys", root / "sys")
+    for directory, mode in (("run", "0755"), ("tmp", "1777"), ("dev", "0755"), ("dev/shm", "1777")):
+        (root / directory).mkdir(exist_ok=True)
         mount("-t", "tmpfs", "-o", f"mode={mode}", directory, root / directory)
+    devices(root / "dev")
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", str(root / "etc" / name))
     place = root / CHECKOUT.lstrip("/")
@@ -127,6 +129,18 @@ def enter(root):
     subprocess.run(["pivot_root", root, before], check=True)
     os.chdir(CHECKOUT)
     subprocess.run(["umount", "--lazy", "/mnt"], check=True)
+
+
+def devices(place):
+    """A few of the machine's, each by itself: nobody can remove one of them for the machine."""
+    for name in DEVICES:
+        (place / name).touch()
+        mount("--bind", f"/dev/{name}", place / name)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        (place / name).symlink_to(target)
+    (place / "pts").mkdir()
+    mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=0620", "devpts", place / "pts")
+    (place / "ptmx").symlink_to("pts/ptmx")
 
 
 def reap(child):
@@ -141,9 +155,12 @@ def reap(child):
 def inside(root, command):
     enter(Path(root))
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment = {**passed_on, **ENVIRONMENT}
+    # A run that was killed may have left packages half done.
+    subprocess.run(["dpkg", "--configure", "-a"], env=environment, check=True)
     child = os.fork()
     if not child:
-        os.execvpe(command[0], command, {**passed_on, **ENVIRONMENT})
+        os.execvpe(command[0], command, environment)
     sys.exit(reap(child))
 
 
