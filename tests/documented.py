@@ -35,6 +35,7 @@ NOT_RUN = {
     "./dev bench": "it measures for a quarter of an hour; it changes nothing",
     "python3 -m lab.campaign --updates 200": "hours; a short run is tests/functional/test_campaign.py",
     "python3 -m lab.terminal docs/images": "minutes; tests/functional/test_pictures.py and test_terminal.py run it",
+    "salt '*' state.apply iptlive.boot": "it installs packages; tests/functional/test_boot_state.py runs it",
     "salt-pip install /srv/iptlive": "salt-pip belongs to Salt's packages; test_extension.py does it with their pip",
     "systemctl status 'iptlive-*'": "tests/functional/test_watchdog.py runs it, where there is a systemd",
 }
