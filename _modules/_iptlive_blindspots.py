@@ -1,14 +1,16 @@
 """Half the truth: rules that see the same packets but are not in what was read, or not what they are printed as."""
 
+import contextlib
 import shutil
 from collections import Counter, defaultdict
-from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import _iptlive_expressions as expressions
 import _iptlive_netlink as netlink
 from _iptlive_family import FAMILIES, label
+from _iptlive_gate import StaleError
 from _iptlive_kernel import read_chains
-from _iptlive_model import BUILTIN, HostError, Refusal, StoredState, Table, chain_key
+from _iptlive_model import BUILTIN, Chain, ChainPlan, HostError, Refusal, StoredState, Table, chain_key
 from _iptlive_owners import NATIVE_TABLES
 from _iptlive_programs import SEARCH_PATH, Tools, message, run
 from _iptlive_rules import parse_save
@@ -19,6 +21,8 @@ from _iptlive_stored import StoredFile
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _CHANGED = "the rules changed while they were being read; they were not checked for nftables' own"
 _FAMILY_WORDS = {netlink.INET: "inet", 2: "ip", 10: "ip6"}
+
+_MARK = "\0"  # no rule's text holds one
 
 States = Dict[str, Dict[str, StoredState]]
 
@@ -151,19 +155,15 @@ def misprinted(
     warnings = list(found.warnings)
     refused = {table: dict(chains) for table, chains in states.items()} if found.suspects else states
     for suspect in _unchanged(tools, live, _proved(sandbox, tools, found.suspects, warnings), warnings):
-        key = chain_key(tools.family, suspect.table, suspect.chain)
         state = refused[suspect.table][suspect.chain]
-        lines = tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
+        lines = _lines(suspect, state)
         if _is_stored(sandbox, tools, stored, suspect, lines):
             continue
-        what = (
-            f"{key}: the rule at position {suspect.position} was not written by iptables and does something else than"
-        )
         if lines:
-            refusal = _refusal(f"{what} line {lines[0]}, like which it is printed", suspect)._replace(lines=lines)
+            refusal = _like_stored(tools, suspect, lines)
             refused[suspect.table][suspect.chain] = state._replace(refusals=state.refusals + (refusal,))
         else:
-            warnings.append(f"{what} it is printed as: '{suspect.text}'")
+            warnings.append(f"{_not_as_printed(tools, suspect)} it is printed as: '{suspect.text}'")
     return refused, warnings
 
 
@@ -173,6 +173,62 @@ def _is_stored(sandbox: OnDemand, tools: Tools, stored: StoredFile, suspect: _Su
     chains = expressions.jumps(suspect.rule)
     written = sandbox().written(tools, suspect.table, specs, chains) if specs else []
     return any(rule is not None and expressions.same(rule, suspect.rule) for rule in written)
+
+
+def _lines(suspect: _Suspect, state: StoredState) -> Tuple[int, ...]:
+    return tuple(line.line for line in state.rules + state.deletes if line.rule == suspect.text)
+
+
+def _like_stored(tools: Tools, suspect: _Suspect, lines: Tuple[int, ...]) -> Refusal:
+    what = f"{_not_as_printed(tools, suspect)} line {lines[0]}, like which it is printed"
+    hint = "remove it with the program that wrote it (nft), or have it write to a table of its own"
+    return Refusal("native_rule", what, hint, (suspect.text,), lines)
+
+
+def _not_as_printed(tools: Tools, suspect: _Suspect) -> str:
+    key = chain_key(tools.family, suspect.table, suspect.chain)
+    return f"{key}: the rule at position {suspect.position} was not written by iptables and does something else than"
+
+
+def refused_since(tools: Tools, table: str, chain: str, live: Optional[Chain], state: StoredState) -> StoredState:
+    """The stored chain, with a refusal where a rule that has come since the survey is misprinted like a stored one."""
+    if live is None:
+        return state
+    refusals = []
+    for suspect in _misprints(tools, table, {chain: live}):
+        lines = _lines(suspect, state)
+        if lines:
+            refusals.append(_like_stored(tools, suspect, lines))
+    return state._replace(refusals=tuple(dict.fromkeys((*state.refusals, *refusals))))
+
+
+def without_misprints(tools: Tools, table: str, live: Table) -> Table:
+    """The chains, with a mark at each rule that is not what it is printed as: it is none of ours, however it reads."""
+    ours = dict(live)
+    for suspect in _misprints(tools, table, live):
+        rules = list(ours[suspect.chain].rules)
+        rules[suspect.position - 1] += _MARK
+        ours[suspect.chain] = ours[suspect.chain]._replace(rules=tuple(rules))
+    return ours
+
+
+def with_misprints(plan: ChainPlan) -> ChainPlan:
+    """The plan for chains with such marks, as one for the chains without them."""
+    if plan.result is None:
+        return plan
+    rules = tuple(rule[: -len(_MARK)] if rule.endswith(_MARK) else rule for rule in plan.result.rules)
+    return plan._replace(result=plan.result._replace(rules=rules))
+
+
+def _misprints(tools: Tools, table: str, live: Table) -> List[_Suspect]:
+    """What is now in these chains, which were just read."""
+    found = doubts(tools, {table: live})
+    if any(warning.endswith(_CHANGED) for warning in found.warnings):
+        raise StaleError
+    if not found.suspects:
+        return []
+    with contextlib.ExitStack() as stack:
+        return _proved(OnDemand(stack), tools, found.suspects, [])
 
 
 def _unchanged(tools: Tools, live: Dict[str, Table], proved: Sequence[_Suspect], warnings) -> List[_Suspect]:
@@ -206,8 +262,3 @@ def _proved(sandbox: OnDemand, tools: Tools, suspects: Sequence[_Suspect], warni
             suspect for suspect, rule in zip(here, written) if rule is None or not expressions.same(rule, suspect.rule)
         ]
     return proved
-
-
-def _refusal(what: str, suspect: _Suspect) -> Refusal:
-    hint = "remove it with the program that wrote it (nft), or have it write to a table of its own"
-    return Refusal("native_rule", what, hint, (suspect.text,))

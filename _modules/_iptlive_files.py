@@ -100,16 +100,61 @@ def _write(path: str, data: bytes) -> None:
 
 
 def put(waiting: Mapping[str, str]) -> None:
-    """Put the waiting files in place. Raises HostError."""
+    """Put the waiting files in place: all of them or, with a HostError, none.
+
+    Until ``drop`` the new ones are in both places, and the former ones are kept beside, so that ``restore`` can undo
+    what a killed run has done of it.
+    """
+    path = ""
+    try:
+        for path, name in waiting.items():
+            if not _keep(os.path.realpath(path), name + _FORMER):
+                _write(name + _ABSENT, b"")
+            _keep(name, name + _LATEST)
+        for path, name in waiting.items():
+            os.replace(name + _LATEST, os.path.realpath(path))
+    except OSError as err:
+        restore(waiting)
+        raise HostError(f"{path}: the new file {name} cannot be put in its place: {err.strerror}") from err
+
+
+_FORMER, _ABSENT, _LATEST = ".former", ".absent", ".latest"
+
+
+def _keep(path: str, name: str) -> bool:
+    """Give a file another name, or copy it where the file system knows no second names; False where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+    try:
+        os.link(path, name)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        with open(path, "rb") as file:
+            _write(name, file.read())
+    return True
+
+
+def restore(waiting: Mapping[str, str]) -> None:
+    """Have the former files in place again, where the waiting ones are. Raises HostError."""
     for path, name in waiting.items():
+        real = os.path.realpath(path)
+        new = content(name)
+        if new is None or content(real) != new:
+            continue
         try:
-            os.replace(name, os.path.realpath(path))
+            if os.path.exists(name + _FORMER):
+                _keep(name + _FORMER, name + _LATEST)
+                os.replace(name + _LATEST, real)
+            elif os.path.exists(name + _ABSENT):
+                os.unlink(real)
         except OSError as err:
-            raise HostError(f"{path}: the new file {name} cannot be put in its place: {err.strerror}") from err
+            raise HostError(f"{path}: the former file {name}{_FORMER} cannot be put back: {err.strerror}") from err
 
 
 def drop(waiting: Mapping[str, str]) -> None:
     """Forget them; those that are in place are not touched."""
     for name in waiting.values():
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        for ending in ("", _FORMER, _ABSENT, _LATEST):
+            with contextlib.suppress(OSError):
+                os.unlink(name + ending)

@@ -41,20 +41,23 @@ class Attempt(NamedTuple):
 Decide = Callable[[Table], Dict[str, ChainPlan]]
 
 
-def attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
+def attempt(
+    tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int, kept_open: Sequence[int] = ()
+) -> Optional[Attempt]:
     """One verified transaction over the plans that ``decide`` makes for the chains as they are; None if it makes none.
 
     What was planned is compared with the chains as they are inside the transaction: StaleError is raised, and nothing
-    written, when they differ. ``decide`` may raise.
+    written, when they differ. ``decide`` may raise. ``kept_open`` are descriptors that the program that commits keeps
+    open as long as it runs.
     """
     way = _legacy_attempt if tools.backend == "legacy" else _nft_attempt
     try:
-        return way(tools, table, chains, decide, wait)
+        return way(tools, table, chains, decide, wait, kept_open)
     except xtables_lock.BusyError:
         return Attempt(Done(4, "", f"Another app is currently {programs.LOCK_REFUSAL}"), {}, {})
 
 
-def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
+def _nft_attempt(tools, table: str, chains, decide: Decide, wait: int, kept_open) -> Optional[Attempt]:
     """iptables-nft-restore lists the chains before and after the edits, and sends its batch only after that.
 
     Positions are resolved to rule handles in the very snapshot it lists. Its output goes into a pipe that is too small
@@ -69,7 +72,9 @@ def _nft_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide
     try:
         fcntl.fcntl(writer, programs.F_SETPIPE_SZ, resource.getpagesize())
         hold_back = fcntl.fcntl(writer, programs.F_GETPIPE_SZ) + STDIO_BUFFERS
-        with programs.started(program, subprocess.PIPE) as lister, programs.started(program, writer) as process:
+        with programs.started(program, subprocess.PIPE) as lister, programs.started(
+            program, writer, kept_open
+        ) as process:
             os.close(writer)
             writer = -1
             before = _snapshot(tools, lister, table, chains)
@@ -177,7 +182,7 @@ def _difference(wanted: bytes, got: bytes, before: int) -> Exception:
     )
 
 
-def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Decide, wait: int) -> Optional[Attempt]:
+def _legacy_attempt(tools, table: str, chains, decide: Decide, wait: int, kept_open) -> Optional[Attempt]:
     """iptables-legacy-restore carries out each line at once, in its own copy of the table, under the xtables lock.
 
     So the chains are listed, planned and edited under one lock, and nothing is written unless COMMIT follows.
@@ -187,7 +192,7 @@ def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Dec
     listing = ["-S " + chain for chain in sorted(set(chains) | set(BUILTIN[table]))]
     # The mark ends the listing; it lives and dies in the program's copy of the table.
     opening = ["*" + table] + listing + ["-N " + mark, "-S " + mark, "-X " + mark, ""]
-    with _legacy_started(tools, wait) as process:
+    with _legacy_started(tools, wait, kept_open) as process:
         programs.say(process, "\n".join(opening))
         listed = _listed_until(process, f"-N {mark}\n", wait)
         if listed is None:
@@ -203,15 +208,16 @@ def _legacy_attempt(tools: Tools, table: str, chains: Sequence[str], decide: Dec
 
 
 @contextlib.contextmanager
-def _legacy_started(tools: Tools, wait: int) -> Iterator[subprocess.Popen]:
+def _legacy_started(tools: Tools, wait: int, kept_open: Sequence[int]) -> Iterator[subprocess.Popen]:
     """The restore program under the xtables lock."""
     program, seconds = [tools.restore, "--noflush"], max(1, int(wait))
     if tools.ways.locks:
-        with programs.started([*program, "-w", str(seconds)], subprocess.PIPE) as process:
+        with programs.started([*program, "-w", str(seconds)], subprocess.PIPE, kept_open) as process:
             yield process
         return
-    with xtables_lock.held(seconds) as lock, programs.started(program, subprocess.PIPE, keep=lock) as process:
-        yield process
+    with xtables_lock.held(seconds) as lock:
+        with programs.started(program, subprocess.PIPE, [*lock, *kept_open]) as process:
+            yield process
 
 
 def _listed_until(process, mark: str, wait: int) -> Optional[str]:

@@ -3,21 +3,21 @@
 Below ``/var/lib/iptlive`` (root only) each update has one JSON file, replaced atomically before the step that it
 announces is taken. Its first line holds all but the steps, which may have megabytes and which few want to know. The
 folder's lock lets one run at a time change anything.
+
+Updates are numbered in the order they were made, under the lock: a host's clock may be set back.
 """
 
 import contextlib
 import fcntl
 import glob
 import json
-import logging
 import os
 import shutil
+import signal
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from _iptlive_model import FOLDER, Chain, ChainPlan, Edit, HostError, Table
-
-log = logging.getLogger(__name__)
 
 KEEP = 20
 
@@ -33,7 +33,10 @@ class BusyError(HostError):
 
 
 class Step(NamedTuple):
-    """One table's transaction: the chains it changes, as they were before, and the plans it carries out."""
+    """One table's transaction: the chains it changes, as they were before, and the plans it carries out.
+
+    ``chains`` names all chains that the table had; none where only built-in ones are changed, which keep their names.
+    """
 
     family: str
     backend: str
@@ -41,6 +44,7 @@ class Step(NamedTuple):
     before: Table
     plans: Dict[str, ChainPlan]
     state: str = "sent"  # sent (it may or may not have been committed), committed, rolled_back
+    chains: Tuple[str, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -57,6 +61,8 @@ class Entry(NamedTuple):
     checks: Tuple[str, ...] = ()
     reason: str = ""
     files: Mapping[str, str] = {}
+    number: int = 0  # counts up with each update
+    addresses: Mapping[str, Tuple[Tuple[str, int], ...]] = {}  # of each of the checks
 
 
 def since_boot() -> float:
@@ -75,8 +81,8 @@ def seconds_left(entry: Entry) -> float:
     return max(0, entry.deadline - since_boot())
 
 
-def new_entry(seconds: int, checks: Tuple[str, ...]) -> Entry:
-    """An entry for an update that begins now; the identifier sorts by time."""
+def new_entry(seconds: int, checks: Tuple[str, ...], addresses: Mapping[str, Tuple[Tuple[str, int], ...]]) -> Entry:
+    """An entry for an update that begins now, the last of all."""
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
     return Entry(
@@ -87,6 +93,8 @@ def new_entry(seconds: int, checks: Tuple[str, ...]) -> Entry:
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
         seconds=seconds,
         checks=checks,
+        number=1 + max((entry.number for entry in entries(steps=False)), default=0),
+        addresses=addresses,
     )
 
 
@@ -104,7 +112,54 @@ def lock(wait: float) -> Iterator[None]:
                 )
             time.sleep(0.05)
         _sign(file)
-        yield
+        held.append(file.fileno())
+        try:
+            yield
+        finally:
+            held.remove(file.fileno())
+
+
+# The descriptors of the lock that we hold. A program that may commit is given them: should we be killed, the lock is
+# free only when that program has ended too, and whoever comes next finds what it has done.
+held: List[int] = []
+
+
+def end_holders() -> List[int]:
+    """SIGKILL for every process that holds the lock, and what was killed.
+
+    It holds the lock who has its file open in the way that locked it: those who only wait for it are let be.
+    """
+    killed = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        started = _started(pid)
+        if int(pid) != os.getpid() and started and _holds_lock(pid) and _started(pid) == started:
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+                killed.append(int(pid))
+    return killed
+
+
+def _started(pid: str) -> Optional[str]:
+    """When a process was started; with its number it is one of a kind. None where it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _holds_lock(pid: str) -> bool:
+    try:
+        lock_file = os.stat(os.path.join(FOLDER, "lock"))
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            found = os.stat(f"/proc/{pid}/fd/{number}")
+            if (found.st_dev, found.st_ino) == (lock_file.st_dev, lock_file.st_ino):
+                with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+                    if "FLOCK" in file.read():
+                        return True
+    except OSError:
+        pass  # it has ended, or has closed it
+    return False
 
 
 def _lock_file():
@@ -191,27 +246,46 @@ def load(identifier: Any, steps: bool = True) -> Optional[Entry]:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise HostError(f"the journal entry {identifier} below {FOLDER} cannot be read: {err}") from err
+        raise HostError(
+            f"the journal's entry {os.path.join(_journal_folder(), identifier)}.json cannot be read ({err}), so nobody "
+            "can tell whether that update still waits or was left half done. Compare the kernel's rules with what you "
+            "want there, then remove the file"
+        ) from err
 
 
-def entries(steps: bool = True) -> List[Entry]:
-    """All entries, the oldest first; one that cannot be read is logged, for nothing else can be done with it."""
+def _identifiers() -> List[str]:
     try:
-        names = sorted(os.listdir(_journal_folder()))
+        names = os.listdir(_journal_folder())
     except FileNotFoundError:
         return []
     except OSError as err:
         raise HostError(f"the journal below {FOLDER} cannot be read: {err.strerror}") from err
-    found = [_readable(name[: -len(".json")], steps) for name in names if name.endswith(".json")]
-    return [entry for entry in found if entry]
+    return sorted(name[: -len(".json")] for name in names if name.endswith(".json"))
+
+
+def entries(steps: bool = True) -> List[Entry]:
+    """All entries that can be read, in the order in which they were made."""
+    found = [_readable(identifier, steps) for identifier in _identifiers()]
+    return sorted((entry for entry in found if entry), key=lambda entry: (entry.number, entry.id))
 
 
 def _readable(identifier: str, steps: bool) -> Optional[Entry]:
-    try:
+    with contextlib.suppress(HostError):
         return load(identifier, steps)
-    except HostError as err:
-        log.error("%s", err)
-        return None
+    return None
+
+
+def damaged() -> List[str]:
+    """What is wrong with the entries that cannot be read, though an update may wait that they tell of."""
+    boot, wrong = boot_id(), []
+    for identifier in _identifiers():
+        try:
+            head = load(identifier, steps=False)
+            if head and head.state in UNFINISHED and head.boot == boot:
+                load(identifier)
+        except HostError as err:
+            wrong.append(str(err))
+    return wrong
 
 
 def unfinished() -> List[Entry]:
@@ -224,10 +298,9 @@ def unfinished() -> List[Entry]:
 def prune() -> None:
     """Forget the oldest entries, and what killed runs left behind; unfinished entries of this boot are kept."""
     kept = {entry.id for entry in unfinished()}
-    names = sorted(name[: -len(".json")] for name in os.listdir(_journal_folder()) if name.endswith(".json"))
-    for identifier in names[:-KEEP]:
-        if identifier not in kept:
-            _remove(os.path.join(_journal_folder(), identifier + ".json"))
+    for entry in entries(steps=False)[:-KEEP]:
+        if entry.id not in kept:
+            _remove(os.path.join(_journal_folder(), entry.id + ".json"))
     for path in glob.glob(os.path.join(_journal_folder(), "*.new")):
         _remove(path)
     for path in glob.glob(watchdog_folder("*")):
@@ -261,6 +334,9 @@ def _step_to_json(step: Step) -> Dict[str, Any]:
 def _from_json(data: Dict[str, Any], steps: bool) -> Entry:
     data["state"] = _FORMER_WORDS.get(data["state"], data["state"])
     data["checks"] = tuple(data["checks"])
+    data["addresses"] = {
+        check: tuple((host, port) for host, port in found) for check, found in data.get("addresses", {}).items()
+    }
     data["steps"] = tuple(_step_from_json(step) for step in data["steps"]) if steps else ()
     return Entry(**data)
 
@@ -272,6 +348,7 @@ def _step_from_json(data: Dict[str, Any]) -> Step:
         chain: ChainPlan(edits=tuple(Edit(*edit) for edit in plan["edits"]), result=_chain(plan["result"]))
         for chain, plan in data["plans"].items()
     }
+    data["chains"] = tuple(data.get("chains", ()))
     return Step(**data)
 
 
@@ -285,7 +362,7 @@ def waits(entry: Entry) -> str:
 
 def notices() -> List[str]:
     """What the journal has to say to somebody who only looks."""
-    said = []
+    said = damaged()
     for entry in unfinished():
         if seconds_left(entry):
             said.append(waits(entry))

@@ -7,7 +7,7 @@ from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from _iptlive_family import FAMILIES, label
 from _iptlive_model import BUILTIN, Chain, HostError, Table, is_builtin
-from _iptlive_netlink import NoAnswerError, existing_chains, tables, without_hook
+from _iptlive_netlink import NoAnswerError, all_chains, existing_chains, tables, without_hook
 from _iptlive_programs import Tools, message, run
 from _iptlive_rules import parse_lists, parse_save
 
@@ -48,6 +48,14 @@ def read_tables(tools: Tools, names: Iterable[str]) -> Dict[str, Table]:
             )
         found.update(parse_save(done.out))
     return found
+
+
+def chain_names(tools: Tools, table: str) -> List[str]:
+    """All chains of a table."""
+    if tools.backend == "nft":
+        with contextlib.suppress(NoAnswerError):
+            return all_chains(FAMILIES[tools.family].number, table)
+    return list(read_tables(tools, [table]).get(table, ()))
 
 
 def read_chains(tools: Tools, wanted: Chains) -> Dict[str, Table]:

@@ -67,6 +67,14 @@ def base_chains() -> List[Base]:
     return found
 
 
+def all_chains(family: int, table: str) -> List[str]:
+    """The names of all chains of a table."""
+    found = [(kind, attributes(data)) for kind, data in _dump(_GET_CHAIN, family, _attribute(_CHAIN_TABLE, table))]
+    return [
+        _text(chain[_CHAIN_NAME]) for kind, chain in found if kind == family and _text(chain[_CHAIN_TABLE]) == table
+    ]
+
+
 def existing_chains(family: int, wanted: Mapping[str, Sequence[str]]) -> Dict[str, List[str]]:
     """Of the wanted chains of each table those that exist: one question per chain, many of them at a time.
 

@@ -220,9 +220,9 @@ def private_file():
 
 @contextlib.contextmanager
 def started(argv: Sequence[str], stdout: int, keep: Sequence[int] = ()):
-    """A restore program that waits for its input; whatever happens, it does not outlive us.
+    """A restore program that waits for its input; unless we are killed, it does not outlive us.
 
-    The descriptors in ``keep`` are its own too: a lock that we hold for it outlives us as long as it does.
+    The descriptors in ``keep`` are its own too: a lock that we hold outlives us as long as it does.
     """
     with private_file() as stderr:
         try:
@@ -233,7 +233,7 @@ def started(argv: Sequence[str], stdout: int, keep: Sequence[int] = ()):
                 stderr=stderr,
                 env=environment(),
                 start_new_session=True,
-                pass_fds=keep,
+                pass_fds=tuple(keep),
             )
         except OSError as err:
             raise _unusable(argv[0], err) from err

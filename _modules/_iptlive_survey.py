@@ -210,7 +210,8 @@ def decider(options: Options, view: FamilyView, table: str):
             if live.get(chain) == view.live.get(table, {}).get(chain):
                 plan = view.plans[table][chain]
             else:
-                plan = _plan(options, view.tools.family, table, chain, state, live)
+                now = blindspots.refused_since(view.tools, table, chain, live.get(chain), state)
+                plan = _plan(options, view.tools.family, table, chain, now, live)
             if plan.refusals and not options.partial:
                 raise RefusedError(chain_key(view.tools.family, table, chain), plan)
             plans[chain] = plan

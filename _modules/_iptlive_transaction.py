@@ -2,37 +2,39 @@
 
 import logging
 import time
-from typing import Callable, Dict, Iterable, Optional
+from typing import Callable, Dict, Iterable, Optional, Tuple
 
 import _iptlive_gate as gate
+import _iptlive_journal as journal
 import _iptlive_kernel as kernel
 import _iptlive_programs as programs
 from _iptlive_align import align
+from _iptlive_blindspots import with_misprints, without_misprints
 from _iptlive_family import label
 from _iptlive_journal import Step
-from _iptlive_model import Chain, ChainPlan, HostError, Table, chain_key
+from _iptlive_model import Chain, ChainPlan, HostError, Table, chain_key, is_builtin
 from _iptlive_printable import printable
 from _iptlive_rules import print_list, targets
 from _iptlive_survey import RefusedError
-from _iptlive_undo import plan_inverse
+from _iptlive_undo import LIKELY, YES, carried_out, plan_inverse, planned
 
 log = logging.getLogger(__name__)
 
 LEAST_WAIT = 1  # seconds; iptables-legacy-restore takes no fraction
 MOST_FAILURES = 3
 
-Record = Callable[[Step], None]
+Record = Callable[[Optional[Step]], None]
 
 
-def ignore(step: Step) -> None:
+def ignore(step: Optional[Step]) -> None:
     """A record for those who keep none."""
 
 
 class Transaction:
     """The edits that ``decide`` finds for some chains of one table.
 
-    ``record`` is told of a step before it is sent and once it is known to be committed, as planned. ``known`` are
-    those of the chains that were there when somebody last looked.
+    ``record`` is called with a step before it is sent, with None when it was certainly not committed, and with the
+    step again at once when it was. ``known`` are those of the chains that were there when somebody last looked.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Transaction:
         self._decide = decide
         self._deadline = deadline
         self._record = record
+        self._names: Tuple[str, ...] = ()
         self._name = f"{label(tools.family)}/{table}"
 
     def run(self) -> Optional[Step]:
@@ -79,20 +82,41 @@ class Transaction:
                     raise self._refusal(err.done) from err
 
     def _once(self) -> Optional[Step]:
-        sent = gate.attempt(self._tools, self._table, self._listable(), self._announced, self._seconds_left())
+        sent = self._sent()
         if sent is None:
             return None
         step = self._step(sent.before, sent.plans)
-        now = self._read()
-        if not sent.plans or (sent.done.status and not stands(step, now)):
-            raise gate.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
-        if sent.done.status:
+        if sent.plans and not sent.done.status:
+            step = self._committed(step)  # before anything else: we may not live to look
+            now = self._read()
+        else:
+            now = self._read()
+            if not _was_committed(step, now):
+                self._record(None)
+                raise gate.StaleError(sent.done.err) if _others_wrote(step, now) else _ExitError(sent.done)
+            step = self._committed(step)
             said = printable(sent.done.err.strip())
             log.warning("%s: the update was made, although the program said: %s", self._name, said)
         self._verify(step, now)
+        log.info("Live update of %s completed", self._name)
+        return step
+
+    def _sent(self) -> Optional[gate.Attempt]:
+        """What was sent; None where there is nothing to do. What raises an error here was not committed."""
+        try:
+            sent = gate.attempt(
+                self._tools, self._table, self._listable(), self._announced, self._seconds_left(), journal.held
+            )
+        except (gate.StaleError, RefusedError, HostError):
+            self._record(None)
+            raise
+        if sent is None:
+            self._record(None)
+        return sent
+
+    def _committed(self, step: Step) -> Step:
         step = step._replace(state="committed")
         self._record(step)
-        log.info("Live update of %s completed", self._name)
         return step
 
     def _listable(self) -> Iterable[str]:
@@ -113,7 +137,9 @@ class Transaction:
 
     def _step(self, live: Table, plans: Dict[str, ChainPlan]) -> Step:
         before = {chain: live[chain] for chain in plans if chain in live}
-        return Step(self._tools.family, self._tools.backend, self._table, before, plans)
+        if not self._names and not all(is_builtin(self._table, chain) for chain in plans):
+            self._names = tuple(kernel.chain_names(self._tools, self._table))
+        return Step(self._tools.family, self._tools.backend, self._table, before, plans, chains=self._names)
 
     def _seconds_left(self) -> int:
         return max(LEAST_WAIT, int(self._deadline - time.monotonic()))
@@ -128,14 +154,24 @@ class Transaction:
 
     def _verify(self, step: Step, now: Table) -> None:
         """Equal to the plan; or, where others have written since, nothing left to do and nothing slipped."""
-        if _equal(step, now):
+        if all(now.get(chain) == planned(plan) for chain, plan in step.plans.items()):
             return
         if any(_slipped(plan, now.get(chain)) for chain, plan in step.plans.items()):
             log.info("%s: another program's rule came in at the very moment of ours; rolling ours back", self._name)
-            roll_back(self._tools, step, "after", self._deadline, ignore)
+            undo(self._tools, step, "after", self._deadline)
+            self._record(None)
             raise gate.StaleError
-        if self._decide(now):
+        if self._left_to_do(now):
             raise HostError(f"{self._name}: the chains are not as planned after the commit. {_both(step, now)}")
+
+    def _left_to_do(self, now: Table) -> Dict[str, ChainPlan]:
+        while True:
+            try:
+                return self._decide(now)
+            except gate.StaleError:
+                if time.monotonic() > self._deadline:
+                    raise HostError(f"{self._name}: other programs keep changing the chains") from None
+                now = self._read()
 
 
 class _ExitError(Exception):
@@ -146,24 +182,34 @@ class _ExitError(Exception):
         self.done = done
 
 
-def roll_back(tools: programs.Tools, step: Step, placement: str, deadline: float, record: Record) -> Optional[Step]:
-    """Undo a committed step by its inverse, anchored in the chains as they are now."""
+def undo(tools: programs.Tools, step: Step, placement: str, deadline: float, put_back: bool = True) -> Optional[Step]:
+    """One transaction that undoes a committed step by its inverse, anchored in the chains as they are now."""
 
     def decide(live: Table) -> Dict[str, ChainPlan]:
-        plans = inverse_plans(tools, step, live, placement)
+        plans = inverse_plans(tools, step, live, placement, put_back)
         for chain, plan in plans.items():
             if plan.refusals:
                 raise RefusedError(chain_key(step.family, step.table, chain), plan)
         return {chain: plan for chain, plan in plans.items() if plan.edits}
 
-    return Transaction(tools, step.table, step.plans, decide, deadline, record).run()
+    return Transaction(tools, step.table, step.plans, decide, deadline, ignore).run()
 
 
-def inverse_plans(tools: programs.Tools, step: Step, live: Table, placement: str) -> Dict[str, ChainPlan]:
+def inverse_plans(
+    tools: programs.Tools, step: Step, live: Table, placement: str, put_back: bool = True
+) -> Dict[str, ChainPlan]:
     """What rolls the step back, by chain."""
+    ours = without_misprints(tools, step.table, {chain: live[chain] for chain in step.plans if chain in live})
     plans = {
-        chain: plan_inverse(
-            chain_key(step.family, step.table, chain), step.before.get(chain), plan, live.get(chain), placement
+        chain: with_misprints(
+            plan_inverse(
+                chain_key(step.family, step.table, chain),
+                step.before.get(chain),
+                plan,
+                ours.get(chain),
+                placement,
+                put_back,
+            )
         )
         for chain, plan in step.plans.items()
     }
@@ -184,31 +230,18 @@ def _keep_used(table: Table, plans: Dict[str, ChainPlan]) -> Dict[str, ChainPlan
     }
 
 
-def stands(step: Step, now: Table) -> bool:
-    """Whether a step that was sent is in the kernel, whatever others have written since: the nearer state decides."""
-    after = sum(_distance(_planned(plan), now.get(chain)) for chain, plan in step.plans.items())
-    before = sum(_distance(step.before.get(chain), now.get(chain)) for chain in step.plans)
-    return after < before or (after == before and step.state == "committed")
+def _was_committed(step: Step, now: Table) -> bool:
+    """Whether a program that said it failed has committed all the same, as nft's may while others write.
 
-
-def _planned(plan: ChainPlan) -> Optional[Chain]:
-    return None if plan.removes_chain() else plan.result
-
-
-def _distance(one: Optional[Chain], other: Optional[Chain]) -> int:
-    if one is None or other is None:
-        return 0 if one is other else 1 + len((one or other).rules)
-    matched = sum(index is not None for index in align(one.rules, other.rules))
-    return len(one.rules) + len(other.rules) - 2 * matched + (one.policy != other.policy)
+    One rule of ours is proof. It may also have failed because somebody else has deleted what it was to delete.
+    """
+    found = {carried_out(step.before.get(chain), plan, now.get(chain)) for chain, plan in step.plans.items()}
+    return YES in found or found == {LIKELY}
 
 
 def _others_wrote(step: Step, now: Table) -> bool:
     """Whether the chains are no longer what the step was made for: a rule that it names may have gone since."""
     return any(step.before.get(chain) != now.get(chain) for chain in step.plans)
-
-
-def _equal(step: Step, now: Table) -> bool:
-    return all(now.get(chain) == _planned(plan) for chain, plan in step.plans.items())
 
 
 def _slipped(plan: ChainPlan, now: Optional[Chain]) -> bool:
@@ -238,7 +271,7 @@ def _parted(places) -> bool:
 def _both(step: Step, now: Table) -> str:
     parts = []
     for chain, plan in step.plans.items():
-        wanted = _planned(plan)
+        wanted = planned(plan)
         if now.get(chain) != wanted:
             texts = [
                 "no chain" if state is None else print_list(chain, state).strip() for state in (wanted, now.get(chain))

@@ -6,11 +6,18 @@ left at all, ``placement`` decides for the update's own rules as the place or, w
 the chain: there the former rules overrule nobody, and what they let in is let in again.
 """
 
-from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
+import re
+from collections import Counter
+from typing import Container, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 from _iptlive_align import align
 from _iptlive_model import Chain, ChainPlan, Edit, Line, Refusal, is_builtin
 from _iptlive_plan import Placer, numbered
+
+# Whether a plan that may have been carried out was. All that it deletes has gone, and that is all it does: likely, for
+# nobody else need have deleted just that. Some of it has gone: maybe.
+NO, MAYBE, LIKELY, YES = "no", "maybe", "likely", "yes"
+_JUMP = re.compile(r"(.*(?:^| )-[jg] )(\S+)", re.DOTALL)
 
 
 class _Trace(NamedTuple):
@@ -21,10 +28,18 @@ class _Trace(NamedTuple):
 
 
 def plan_inverse(
-    name: str, before: Optional[Chain], plan: ChainPlan, now: Optional[Chain], placement: str = "refuse"
+    name: str,
+    before: Optional[Chain],
+    plan: ChainPlan,
+    now: Optional[Chain],
+    placement: str = "refuse",
+    put_back: bool = True,
 ) -> ChainPlan:
-    """``before`` is the chain that ``plan`` was made for (None: it created it), ``now`` the chain as it is."""
-    if now is None:
+    """``before`` is the chain that ``plan`` was made for (None: it created it), ``now`` the chain as it is.
+
+    Without ``put_back`` what was deleted stays so.
+    """
+    if now is None or now == before:
         return ChainPlan()
     if before is None and is_builtin(*name.split("/", 2)[1:]):
         # The nft kernel makes them when they are needed first. They stay: one with a policy could not be removed.
@@ -39,7 +54,8 @@ def plan_inverse(
     renumbered = {at: index for index, at in enumerate(left)}
     still = {rule.before: renumbered[at] for rule, at in zip(after, place) if at in renumbered}
     left = [now.rules[at] for at in left]
-    lines, matched = _former(old, {rule.before for rule in after}, still, left)
+    kept = {rule.before for rule in after} if put_back else range(len(old))
+    lines, matched = _former(old, kept, still, left)
     placer = Placer(name, lines, matched, left, placement)
     back, rules, warnings = [edit._replace(line=None) for edit in placer.edits], placer.result, []
     if placer.refusals and placement == "refuse":
@@ -55,6 +71,77 @@ def plan_inverse(
     if before is None and not result.rules:
         edits.append(Edit("delete_chain"))
     return ChainPlan(tuple(edits), (), tuple(warnings), result)
+
+
+def planned(plan: ChainPlan) -> Optional[Chain]:
+    """The chain as the plan leaves it."""
+    return None if plan.removes_chain() else plan.result
+
+
+def carried_out(before: Optional[Chain], plan: ChainPlan, now: Optional[Chain]) -> str:
+    """Whether a plan was carried out in a chain, by what is in it ``now``: one edit is enough, others write too.
+
+    A rule of ours there is proof. That a rule is missing which was to be deleted is none: somebody else may have
+    deleted it, as whoever flushes a chain does with all of them.
+    """
+    if now == before:
+        return NO
+    if now == planned(plan):
+        return YES
+    if now is None:
+        return NO
+    old = before.rules if before else ()
+    after = _trace(old, plan.edits)
+    place = align([trace.rule for trace in after], now.rules)
+    if _made_chain_or_policy(plan, now) or _inserted(after, place, now):
+        return YES
+    kept = [at for trace, at in zip(after, place) if trace.before is not None]
+    deleted = Counter(old) - Counter(trace.rule for trace in after)
+    missing = deleted - Counter(now.rules)
+    if not missing or (kept and all(at is None for at in kept)):
+        return NO
+    return LIKELY if missing == deleted and all(edit.action == "delete" for edit in plan.edits) else MAYBE
+
+
+def _made_chain_or_policy(plan: ChainPlan, now: Chain) -> bool:
+    return any(
+        edit.action == "create_chain" or (edit.action == "policy" and edit.rule == now.policy) for edit in plan.edits
+    )
+
+
+def _inserted(after: Iterable[_Trace], place: Iterable[Optional[int]], now: Chain) -> bool:
+    """Whether a rule of ours is there, and not only a copy of it that was there before."""
+    kept = Counter(trace.rule for trace in after if trace.before is not None)
+    there = Counter(now.rules)
+    return any(
+        trace.before is None and at is not None and there[trace.rule] > kept[trace.rule]
+        for trace, at in zip(after, place)
+    )
+
+
+def is_renamed(before: Optional[Chain], plan: ChainPlan, now: Chain, replaced: bool) -> bool:
+    """Whether a chain of another name is the one that the plan was carried out in; ``replaced``: its name has another.
+
+    Where nothing was inserted that could be found again, it is that when all that was left there is in it.
+    """
+    after = _trace(before.rules if before else (), plan.edits)
+    place = align([trace.rule for trace in after], now.rules)
+    return _inserted(after, place, now) or (not replaced and bool(place) and None not in place)
+
+
+def renamed(chain: Chain, names: Mapping[str, str]) -> Chain:
+    """The chain with its jumps to the chains that have another name now."""
+    return chain._replace(rules=tuple(_renamed(rule, names) for rule in chain.rules))
+
+
+def renamed_plan(plan: ChainPlan, names: Mapping[str, str]) -> ChainPlan:
+    edits = tuple(edit._replace(rule=_renamed(edit.rule, names)) for edit in plan.edits)
+    return plan._replace(edits=edits, result=plan.result and renamed(plan.result, names))
+
+
+def _renamed(rule: str, names: Mapping[str, str]) -> str:
+    jump = _JUMP.fullmatch(rule)
+    return jump.group(1) + names[jump.group(2)] if jump and jump.group(2) in names else rule
 
 
 def _deleted(name: str, rules: Iterable[str]) -> str:

@@ -4,23 +4,22 @@ Whoever changes something holds the lock. Before each transaction the journal sa
 after a kill at any point the next run can tell from the kernel what stands, and finish it or roll it back.
 """
 
+import contextlib
 import logging
 import time
 from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import _iptlive_files as files
 import _iptlive_journal as journal
-import _iptlive_kernel as kernel
-import _iptlive_programs as programs
 import _iptlive_proof as proof_room
-import _iptlive_ways as ways
+import _iptlive_rollback as rollback_room
 from _iptlive_family import label
 from _iptlive_journal import Entry, Step
 from _iptlive_model import COMMIT_ORDER, Chain, ChainPlan, HostError, InputError, chain_key
 from _iptlive_options import Options
 from _iptlive_proof import ChangedError, Proof, Prove
 from _iptlive_survey import RefusedError, Survey, decider, survey
-from _iptlive_transaction import Transaction, ignore, inverse_plans, roll_back, stands
+from _iptlive_transaction import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +32,7 @@ class Guard(NamedTuple):
 
     seconds: int = 0
     checks: Tuple[str, ...] = ()
+    addresses: Mapping[str, Tuple[Tuple[str, int], ...]] = {}  # of each check
 
 
 class Replacements(NamedTuple):
@@ -43,6 +43,11 @@ class Replacements(NamedTuple):
 
     contents: Mapping[str, bytes] = {}
     keep_old: Callable[[Iterable[str]], List[str]] = lambda paths: []
+
+    def outdated(self) -> "Replacements":
+        """Only those that are not yet what they are to be."""
+        contents = {path: data for path, data in self.contents.items() if files.content(path) != data}
+        return self._replace(contents=contents)
 
 
 class Applied(NamedTuple):
@@ -78,7 +83,8 @@ def apply(
     new: Replacements = NO_FILES,
     prove: Prove = proof_room.prove_nothing,
 ) -> Applied:
-    """Bring the host in line. ``arm`` starts the watchdog over an entry before anything is committed.
+    """Bring the host in line. ``arm`` starts the watchdog over an entry before anything is committed; what it returns
+    tells at any time whether the watchdog lives.
 
     Raises HostError; nothing of the update stands then, or the message says what does.
     """
@@ -108,10 +114,10 @@ def _apply(options: Options, guard: Guard, arm, new: Replacements, prove: Prove,
         new = NO_FILES  # what the kernel has is not what they hold
     if not any(plan.edits for _, plan in found.plans()):
         notes += [_completed_note(entry) for entry in interrupted]
-        return _write_only(found, new, notes)._replace(proof=proof)
-    run = _Run(journal.new_entry(guard.seconds, guard.checks))
+        return _write_only(found, new.outdated(), notes)._replace(proof=proof)
+    run = _Run(journal.new_entry(guard.seconds, guard.checks, guard.addresses))
     notes += [run.adopt(entry) for entry in interrupted]
-    return _carry_out(found, proof, run, guard, arm, new, notes)
+    return _carry_out(found, proof, run, guard, arm, new.outdated(), notes)
 
 
 def _write_only(found: Survey, new: Replacements, notes: List[str]) -> Applied:
@@ -120,38 +126,65 @@ def _write_only(found: Survey, new: Replacements, notes: List[str]) -> Applied:
     files.prepare(waiting, new.contents)
     notes += new.keep_old(waiting)
     files.put(waiting)
+    files.drop(waiting)
     return Applied(found, notes=tuple(notes), written=tuple(waiting))
 
 
 def _carry_out(
     found: Survey, proof: Proof, run: "_Run", guard: Guard, arm, new: Replacements, notes: List[str]
 ) -> Applied:
-    try:
-        run.prepare(new.contents)
+    with contextlib.ExitStack() as stack:
         if guard.seconds:
-            run.arm(found.options.wait, arm)
-        _commit(found, proof, run)
-        proof_room.check(found, proof)
-        notes += new.keep_old(run.entry.files)
-        run.close("pending" if guard.seconds else "done")
-    except BaseException as err:  # also when the job is told to end: no half update stays
-        log.warning("Rolling the update back, because: %r", err)
-        undone = _roll_back(run, str(err) or type(err).__name__)
-        also = [f"{_names(undone)}: committed before, and rolled back"] if undone else []
-        if isinstance(err, RefusedError):
-            return Applied(found, refused=(err.key, err.plan), notes=tuple(notes + also), proof=proof)
-        if isinstance(err, HostError):
-            raise HostError(". ".join([str(err)] + also)) from err
-        raise
+            stack.enter_context(_logged_later())
+        try:
+            run.prepare(new.contents)
+            if guard.seconds:
+                run.arm(found.options.wait, arm)
+            _commit(found, proof, run)
+            proof_room.check(found, proof)
+            notes += new.keep_old(run.entry.files)
+            run.close("pending" if guard.seconds else "done")
+        except BaseException as err:  # also when the job is told to end: no half update stays
+            log.warning("Rolling the update back, because: %r", err)
+            undone = _roll_back(run, str(err) or type(err).__name__)
+            also = [f"{_names(undone)}: committed before, and rolled back"] if undone else []
+            if isinstance(err, RefusedError):
+                return Applied(found, refused=(err.key, err.plan), notes=tuple(notes + also), proof=proof)
+            if isinstance(err, HostError):
+                raise HostError(". ".join([str(err)] + also)) from err
+            raise
     _tidy_up()
     written = () if guard.seconds else tuple(run.entry.files)
     return Applied(found, run.entry, notes=tuple(notes), written=written, proof=proof)
 
 
+@contextlib.contextmanager
+def _logged_later():
+    """What our rooms log meanwhile is logged at the end: a handler may hang behind the new rules, or on a terminal."""
+    kept = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        kept.append(record)
+        return False
+
+    ours = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("_iptlive_")]
+    for logger in ours:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in ours:
+            logger.removeFilter(keep)
+        for record in kept:
+            logging.getLogger(record.name).handle(record)
+
+
 def _tidy_up() -> None:
     for entry in journal.entries(steps=False):
-        if entry.state in journal.UNFINISHED and entry.boot != journal.boot_id():
-            files.drop(entry.files)  # the host was booted while they waited
+        if entry.files and (entry.state not in journal.UNFINISHED or entry.boot != journal.boot_id()):
+            if entry.state in journal.UNFINISHED:
+                files.restore(entry.files)  # the host was booted while they waited
+            files.drop(entry.files)
     journal.prune()
 
 
@@ -161,10 +194,9 @@ def _commit(found: Survey, proof: Proof, run: "_Run") -> None:
         for table in sorted(view.plans, key=COMMIT_ORDER.index):
             if any(plan.edits for plan in view.plans[table].values()):
                 decide = decider(found.options, view, table)
-                record = proof_room.only_as_tried(proof, view, table, run.record)
+                record = proof_room.only_as_tried(proof, view, table, run.recorder())
                 there = view.live.get(table, ())
-                if not Transaction(view.tools, table, view.states[table], decide, deadline, record, there).run():
-                    run.forget_unsent()
+                Transaction(view.tools, table, view.states[table], decide, deadline, record, there).run()
 
 
 class _Run:
@@ -172,22 +204,24 @@ class _Run:
 
     def __init__(self, entry: Entry):
         self.entry = entry
+        self._is_watched: Callable[[], bool] = lambda: True  # nobody need watch it
 
-    def record(self, step: Step) -> None:
-        """A step is about to be sent (again), or was committed.
+    def recorder(self) -> Callable[[Optional[Step]], None]:
+        """For the next transaction: its step is about to be sent (again), was committed, or (None) was not.
 
         It need not wait for the disk, while others write to the chains that were just read: our death loses no file,
         and the machine's takes the kernel's rules with it.
         """
-        self.save(flush=False, steps=self._sent_before() + (step,))
+        before = self.entry.steps
 
-    def forget_unsent(self) -> None:
-        """The table turned out to need nothing any more."""
-        self.save(flush=False, steps=self._sent_before())
+        def record(step: Optional[Step]) -> None:
+            if step and step.state == "sent":
+                self.check_watchdog()
+            steps = before + ((step,) if step else ())
+            if steps != self.entry.steps:
+                self.save(flush=False, steps=steps)
 
-    def _sent_before(self) -> Tuple[Step, ...]:
-        steps = self.entry.steps
-        return steps[:-1] if steps and steps[-1].state == "sent" else steps
+        return record
 
     def adopt(self, entry: Entry) -> str:
         """Go on with an interrupted update: what stands of it belongs to this one from now on."""
@@ -195,7 +229,7 @@ class _Run:
         # A run that was killed right here had these steps in both entries.
         self.save(steps=self.entry.steps + tuple(step for step in standing if step not in self.entry.steps))
         journal.save(entry._replace(state="continued", reason=f"interrupted; completed by {self.entry.id}"))
-        files.drop(entry.files)
+        _undo_files(entry)
         return (
             f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; "
             f"it is completed by this one"
@@ -209,25 +243,40 @@ class _Run:
     def arm(self, wait: int, arm) -> None:
         """Start the watchdog before anything is committed: it takes over whatever happens to us."""
         self.save(deadline=journal.since_boot() + wait + ROLL_BACK_SECONDS + self.entry.seconds)
-        arm(self.entry)
+        self._is_watched = arm(self.entry)
+
+    def check_watchdog(self) -> None:
+        if not self._is_watched():
+            raise HostError("the watchdog over the update has ended, so nobody would roll it back")
 
     def close(self, state: str, reason: str = "") -> None:
         before = self.entry
+        if state == "pending":
+            self.check_watchdog()
         deadline = journal.since_boot() + self.entry.seconds if state == "pending" else None
         ready = before.files if state == "done" else {}
         try:
             # Who waits for the outcome reads the journal: nobody may see it done before the files are in place.
             self.save(state=state, reason=reason, deadline=deadline, first=lambda: files.put(ready))
         except HostError as err:
+            files.restore(ready)
             self.save(state=before.state, reason=str(err), deadline=before.deadline)
             raise
+        files.drop(ready)
 
     def save(self, flush: bool = True, first: Callable[[], None] = lambda: None, **changes) -> None:
         self.entry = self.entry._replace(**changes)
         journal.save(self.entry, flush, first)
 
 
+def _undo_files(entry: Entry) -> None:
+    files.restore(entry.files)
+    files.drop(entry.files)
+
+
 def _refuse_while_pending() -> None:
+    for problem in journal.damaged():
+        raise HostError(problem)
     for entry in journal.unfinished():
         if journal.seconds_left(entry):
             raise HostError(
@@ -265,7 +314,7 @@ def _completed_note(entry: Entry) -> str:
     """Everything the stored files want stands: the update came through, only its last word did not."""
     standing = _standing(entry)
     journal.save(entry._replace(state="done", steps=standing, reason="interrupted after its last commit"))
-    files.drop(entry.files)
+    _undo_files(entry)
     return f"the update {entry.id} was interrupted after committing {_names(standing) or 'nothing'}; all is in sync"
 
 
@@ -274,24 +323,26 @@ def _roll_back(run: _Run, why: str, placement: str = "after") -> Tuple[Step, ...
 
     It goes on past what resists, and says so in its error. The entry stays unfinished then: it is tried again.
     """
-    try:
-        standing = _standing(run.entry)
-    except (HostError, OSError) as err:
-        raise HostError(f"{why}. And what stands of the update cannot be told: {err}") from err
-    _write_down(run, state="rolling_back", reason=why, steps=standing)
-    undone, failures = [], []
-    for index, step in reversed(list(enumerate(standing))):
+    _write_down(run, state="rolling_back", reason=why)
+    undone: List[Step] = []
+    failures: List[str] = []
+    for index, step in reversed(list(enumerate(run.entry.steps))):
         try:
-            undone.append(roll_back(_tools(step), step, placement, time.monotonic() + ROLL_BACK_SECONDS, ignore))
-        except (HostError, RefusedError, OSError) as err:
-            failures.append(f"{_names([step])}: {err}")
+            here = rollback_room.standing(step)
+            if here:
+                undone += rollback_room.roll_back(here, placement, time.monotonic() + ROLL_BACK_SECONDS)
+        except Exception as err:  # noqa: BLE001 (memory, threads: nothing may keep us from the other steps)
+            failures.append(f"{_names([step])}: {str(err) or type(err).__name__}")
         else:
             gone = step._replace(state="rolled_back")
             _write_down(run, steps=run.entry.steps[:index] + (gone,) + run.entry.steps[index + 1 :])
+    try:
+        files.restore(run.entry.files)
+    except HostError as err:
+        failures.append(str(err))
     if failures:
         raise HostError(f"{why}. And what was done could not be rolled back: {'; '.join(failures)}")
     files.drop(run.entry.files)
-    undone = [step for step in undone if step]
     _write_down(run, state="rolled_back", deadline=None, reason=". ".join([why] + _told(undone)))
     return tuple(undone)
 
@@ -304,26 +355,17 @@ def _write_down(run: _Run, **changes) -> None:
     """Rolling back must go on even when the disk is full: the next run looks at the kernel anyway."""
     try:
         run.save(**changes)
-    except HostError as err:
-        log.error("%s", err)
+    except Exception as err:  # noqa: BLE001 (as little memory as there may be)
+        log.error("%s", str(err) or type(err).__name__)
 
 
 def _standing(entry: Entry) -> Tuple[Step, ...]:
-    """The steps of an entry that are in the kernel."""
-    steps = [step for step in entry.steps if step.state != "rolled_back"]
-    return tuple(step._replace(state="committed") for step in steps if stands(step, _live(step)))
+    """What was committed of an entry."""
+    return tuple(step for step in map(rollback_room.standing, entry.steps) if step)
 
 
-def _live(step: Step):
-    return kernel.read_chains(_tools(step), {step.table: tuple(step.plans)}).get(step.table, {})
-
-
-def _tools(step: Step) -> programs.Tools:
-    return ways.find_tools(step.family, step.backend)
-
-
-def _names(steps) -> str:
-    return ", ".join(f"{label(step.family)}/{step.table}" for step in steps)
+def _names(steps: Iterable[Step]) -> str:
+    return ", ".join(dict.fromkeys(f"{label(step.family)}/{step.table}" for step in steps))
 
 
 def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", test: bool = False) -> RolledBack:
@@ -341,12 +383,11 @@ def rollback(identifier: Optional[str], wait: int, placement: str = "refuse", te
 def _undoing(entry: Entry, placement: str) -> Tuple[Tuple[str, ChainPlan], ...]:
     """What rolls the update back: the last step first, each planned for what the one before leaves."""
     plans = []
+    deadline = time.monotonic() + ROLL_BACK_SECONDS
     tables: Dict[Tuple[str, str], Dict[str, Optional[Chain]]] = {}
     for step in reversed(_standing(entry)):
         table = tables.setdefault((step.family, step.table), {})
-        for chain, state in _live(step).items():
-            table.setdefault(chain, state)
-        for chain, plan in inverse_plans(_tools(step), step, table, placement).items():
+        for chain, plan in rollback_room.inverse(step, table, placement, deadline).items():
             plans.append((_key(step, chain), plan))
             if plan.edits:
                 table[chain] = None if plan.removes_chain() else plan.result
@@ -386,14 +427,25 @@ def confirm(identifier: Optional[str], wait: int) -> Entry:
         return run.entry
 
 
-def expire(identifier: str, why: str, wait: int) -> Entry:
-    """Roll an update back that nobody is working on (we have the lock), unless it may still wait or is settled."""
+def expire(known: Entry, why: str, wait: int) -> Entry:
+    """Roll an update back that nobody is working on (we have the lock), unless it may still wait or is settled.
+
+    Where the journal has lost the entry it is rolled back as it was ``known``.
+    """
     with journal.lock(wait):
-        entry = _known(identifier)
-        run = _Run(entry)
-        if entry.state in journal.UNFINISHED and not journal.seconds_left(entry):
-            _roll_back(run, why if entry.state == "pending" else _why(entry))
+        found = _readable(known.id)
+        run = _Run(found or known)
+        if found is None:
+            _roll_back(run, f"{why}. The journal had lost its entry")
+        elif found.state in journal.UNFINISHED and not journal.seconds_left(found):
+            _roll_back(run, why if found.state == "pending" else _why(found))
         return run.entry
+
+
+def _readable(identifier: str) -> Optional[Entry]:
+    with contextlib.suppress(HostError):
+        return journal.load(identifier)
+    return None
 
 
 def settled(entry: Optional[Entry]) -> Optional[Entry]:
@@ -405,15 +457,16 @@ def settled(entry: Optional[Entry]) -> Optional[Entry]:
 
 def outcome(identifier: str) -> Entry:
     """Wait until a guarded update is confirmed or rolled back. Where its watchdog is gone, we roll it back."""
-    while True:
-        entry = _known(identifier)
-        if entry.boot != journal.boot_id():
-            raise InputError(f"the update {identifier} is of an earlier boot")
-        if journal.since_boot() > (entry.deadline or 0) + WATCHDOG_SECONDS and entry.state in journal.UNFINISHED:
-            entry = expire(identifier, f"{_why(entry)}, and its watchdog is gone", ROLL_BACK_SECONDS)
-        if entry.state not in journal.UNFINISHED:
-            return entry
+    entry = _known(identifier)
+    if entry.boot != journal.boot_id():
+        raise InputError(f"the update {identifier} is of an earlier boot")
+    while entry.state in journal.UNFINISHED:
+        if journal.since_boot() > (entry.deadline or 0) + WATCHDOG_SECONDS:
+            entry = expire(entry, f"{_why(entry)}, and its watchdog is gone", ROLL_BACK_SECONDS)
+            continue
         time.sleep(0.2)
+        entry = _readable(identifier) or entry
+    return entry
 
 
 def _known(identifier: str) -> Entry:

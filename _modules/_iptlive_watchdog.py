@@ -2,20 +2,28 @@
 
 It runs from a copy of these rooms below ``/var/lib/iptlive``, so it outlives the minion, a salt-ssh session and the
 files that salt-ssh removes. It looks at the journal only, and needs nothing but Python and the iptables programs.
+
+It holds a lock on its mark for as long as it lives: the job looks at that before it commits, and before it says that
+the update waits. It ends when the update is settled and not before, whatever the host does to it: it starts no threads,
+asks no name server, remembers the journal's entry should that be lost, and ends whoever still holds the lock after the
+deadline.
 """
 
 import contextlib
+import fcntl
+import functools
 import glob
 import os
 import shutil
-import socket
+import signal
 import subprocess
 import sys
-import threading
 import time
-from typing import List, Tuple
+from typing import Callable, List, Optional
 
 import _iptlive_journal as journal
+import _iptlive_reach as reach
+import _iptlive_rollback as rollback
 import _iptlive_update as update
 from _iptlive_journal import BusyError, Entry
 from _iptlive_model import HostError
@@ -24,10 +32,17 @@ START_SECONDS = 15
 CONNECT_SECONDS = 3
 INTERVAL = 0.3
 RETRY_INTERVAL = 5
+LOCK_SECONDS = 5  # so long whoever has the lock at the deadline may go on: it may be confirming the update
+ROLL_BACK_SECONDS = 60  # or rolling it back
+# What a service manager does not hand on, and the programs are to find and do the same by as in the job.
+ENVIRONMENT = ("PATH", "XTABLES_LOCKFILE")
 
 
-def arm(entry: Entry) -> None:
-    """Start the watchdog over an entry, and return when it watches; raises HostError where it cannot be started."""
+def arm(entry: Entry) -> Callable[[], bool]:
+    """Start the watchdog over an entry, and return when it watches: with a function that tells whether it still does.
+
+    Raises HostError where it cannot be started.
+    """
     folder = journal.watchdog_folder(entry.id)
     try:
         os.makedirs(folder, mode=0o700)
@@ -46,12 +61,26 @@ def arm(entry: Entry) -> None:
     except (OSError, subprocess.SubprocessError) as err:
         raise HostError(f"the watchdog over the update could not be started: {err}") from err
     _wait_until_armed(entry.id)
+    return functools.partial(is_watched, entry.id)
+
+
+def is_watched(identifier: str) -> bool:
+    """Whether the watchdog over this entry lives."""
+    try:
+        with open(_armed_mark(identifier), "rb") as mark:
+            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _detached(identifier: str) -> List[str]:
     """The program that starts it out of reach of whoever ends the minion's, or the session's, processes."""
     if os.path.isdir("/run/systemd/system") and shutil.which("systemd-run") and _in_systemds_network():
-        return ["systemd-run", "--quiet", "--collect", "--unit", f"iptlive-{identifier}"]
+        handed_on = [f"--setenv={name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
+        return ["systemd-run", "--quiet", "--collect", "--unit", f"iptlive-{identifier}", *handed_on]
     return ["setsid", "--fork"]
 
 
@@ -65,7 +94,7 @@ def _in_systemds_network() -> bool:
 
 def _wait_until_armed(identifier: str) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not os.path.exists(_armed_mark(identifier)):
+    while not is_watched(identifier):
         if time.monotonic() > deadline:
             raise HostError(f"the watchdog over the update did not start within {START_SECONDS} seconds")
         time.sleep(0.02)
@@ -77,68 +106,88 @@ def _armed_mark(identifier: str) -> str:
 
 def watch(identifier: str) -> None:
     """Until the entry is settled; what is done about it is written into the journal."""
-    with open(_armed_mark(identifier), "w", encoding="ascii") as mark:
-        mark.write(str(os.getpid()))
-    unreachable: List[str] = []
-    pause = 0.0
-    while True:
-        time.sleep(pause)
-        pause = INTERVAL
-        try:
-            entry = journal.load(identifier)
-            if entry is None or entry.state not in journal.UNFINISHED:
-                return
-            left = journal.seconds_left(entry)
-            if left and entry.checks:
-                unreachable = _unreachable(entry.checks, min(left, CONNECT_SECONDS))
-            _look_after(entry, unreachable)
-        except BusyError:
-            continue  # somebody else is at work
-        except (HostError, OSError) as err:  # whatever the host refuses now, it may grant later
-            sys.stderr.write(f"{err}\n")  # for systemd's journal
-            pause = RETRY_INTERVAL
+    with _mark(identifier):
+        watched = _Watched(identifier)
+        pause = 0.0
+        while watched.waits:
+            try:
+                time.sleep(pause)
+                pause = INTERVAL
+                watched.look()
+            except BusyError:
+                continue  # somebody else is at work
+            except Exception as err:  # noqa: BLE001 (whatever the host refuses now, it may grant later)
+                _say(str(err) or type(err).__name__)
+                pause = RETRY_INTERVAL
 
 
-def _look_after(entry: Entry, unreachable: List[str]) -> None:
-    """Confirm it, or roll it back: at its deadline, and at once where the run that was making it has died."""
-    if journal.seconds_left(entry):
-        if entry.checks and not unreachable:
-            update.confirm(entry.id, 0)
-        return
-    why = f"not confirmed within {entry.seconds} seconds"
-    if unreachable:
-        why = f"{', '.join(unreachable)} could not be reached within {entry.seconds} seconds"
-    elif entry.reason:  # its confirmation was tried, and failed
-        why += f": {entry.reason}"
-    update.expire(entry.id, why, 0)
+@contextlib.contextmanager
+def _mark(identifier: str):
+    with open(_armed_mark(identifier), "wb", buffering=0) as mark:
+        with contextlib.suppress(OSError):  # a full disk: the lock is what counts
+            mark.write(str(os.getpid()).encode())
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        yield
 
 
-def _unreachable(checks: Tuple[str, ...], seconds: float) -> List[str]:
-    """In threads, for a name server that gives no answer must not make us miss the deadline."""
-    reached: List[str] = []
-    threads = [threading.Thread(target=_try, args=(check, reached), daemon=True) for check in checks]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0, end - time.monotonic()))
-    return [check for check in checks if check not in reached]
-
-
-def _try(check: str, reached: List[str]) -> None:
-    """Whether a new connection can be opened."""
+def _say(text: str) -> None:
+    """For systemd's journal, without waiting for it."""
     with contextlib.suppress(OSError):
-        socket.create_connection(_address(check), timeout=CONNECT_SECONDS).close()
-        reached.append(check)
+        os.set_blocking(2, False)
+        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def _address(check: str) -> Tuple[str, int]:
-    host, _, port = check.rpartition(":")
-    return host.strip("[]"), int(port)
+class _Watched:
+    """The update that is watched, as the journal last told of it."""
+
+    def __init__(self, identifier: str):
+        self.waits = True
+        self._id = identifier
+        self._entry: Optional[Entry] = None
+        self._unreachable: List[str] = []
+
+    def look(self) -> None:
+        """Confirm it, or roll it back: at its deadline, and at once where the run that was making it has died."""
+        entry, lost = self._known()
+        if entry is None or entry.state not in journal.UNFINISHED:
+            self.waits = False
+        elif lost:
+            update.expire(entry, "it could no longer be confirmed", 0)
+        elif not journal.seconds_left(entry):
+            self._roll_back(entry)
+        elif entry.checks:
+            self._unreachable = reach.unreached(entry.addresses, min(journal.seconds_left(entry), CONNECT_SECONDS))
+            if not self._unreachable:
+                update.confirm(entry.id, 0)
+
+    def _known(self):
+        """The entry, and whether it is only remembered."""
+        try:
+            found = journal.load(self._id)
+        except HostError:
+            found = None
+        self._entry = found or self._entry
+        rollback.learn(found.steps if found else ())
+        return self._entry, found is None
+
+    def _roll_back(self, entry: Entry) -> None:
+        why = f"not confirmed within {entry.seconds} seconds"
+        if self._unreachable:
+            why = f"{', '.join(self._unreachable)} could not be reached within {entry.seconds} seconds"
+        elif entry.reason:  # its confirmation was tried, and failed
+            why += f": {entry.reason}"
+        try:
+            update.expire(entry, why, 0)
+        except BusyError:
+            patience = ROLL_BACK_SECONDS if entry.state == "rolling_back" else LOCK_SECONDS
+            if journal.since_boot() > (entry.deadline or 0) + patience:
+                journal.end_holders()
+            raise
 
 
 def main() -> None:
     identifier = sys.argv[1]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         watch(identifier)
     finally:

@@ -174,6 +174,7 @@ owners = _Room("owners")
 picturing = _Room("picture")
 printables = _Room("printable")
 proving = _Room("proof")
+reach = _Room("reach")
 report = _Room("report")
 shadows = _Room("shadowed")
 sources_room = _Room("sources")
@@ -305,10 +306,10 @@ def apply(test=False, saltenv=None, **options):
             raise model.HostError(
                 "iptlive is disabled on this host (pillar iptlive:enabled is false): nothing was changed"
             )
-        guard = update.Guard(settings.confirm, _checks(settings.confirm_check))
-        new = sources_room.changed(settings)
-        differences = sources_room.differences(new)
-        contents = {path: one.data for path, one in new.items()}
+        checks = _checks(settings.confirm_check) if settings.confirm else ()
+        guard = update.Guard(settings.confirm, checks, reach.resolve(checks))
+        differences = sources_room.differences(sources_room.changed(settings))
+        contents = {new.path: new.data for new in settings.new_files.values()}
         files = update.Replacements(contents, functools.partial(_keep_old, settings.backup))
         prove = functools.partial(proving.prove, owners=known)
         applied = update.apply(settings, guard, watchdog.arm, files, prove)

@@ -196,6 +196,7 @@ class Host:
 
     def reset(self):
         """Back to an empty host: no rules in either family and backend, no sets, no stored files, no saved state."""
+        self.forget()
         self.run(["nft", "flush", "ruleset"])
         for family, names in TABLE_NAMES.items():
             # A missing file: no legacy table of that family was ever used.
@@ -205,10 +206,10 @@ class Host:
         self.run(["ipset", "destroy"], check=False)
         places = ["/etc/iptables", "/etc/sysconfig", SCRATCH + "/pillar", SCRATCH + "/files"]
         self.run(["rm", "-rf", *places])
-        self.forget()
 
     def forget(self):
         """No update was ever made; what was found about the host's programs stays, for they are still the same."""
+        self.run(["pkill", "-KILL", "-f", "_iptlive_watchdog.py"], check=False)  # it would remember its own
         kept = ["-mindepth", "1", "-maxdepth", "1", "-not", "-name", "ways", "-exec", "rm", "-rf", "{}", "+"]
         self.run(["find", "/var/lib/iptlive", *kept], check=False)
 

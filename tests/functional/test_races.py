@@ -66,7 +66,8 @@ def test_rival(host, rounds, where):
         for number in range(rounds):
             for text, wanted in ((present, STORED), (absent, KEPT)):
                 host.write(PATH, text)
-                assert figures.apply(host, placement="after")["applied"]
+                answer = figures.apply(host, placement="after")
+                assert answer["applied"], answer
                 rules = chain(host)
                 if not stands_in_one_piece(rules, wanted):
                     misplaced.append((number, rules))

@@ -43,10 +43,10 @@ def tables(host):
     return found
 
 
-def victim(host, do="apply", at=None, every=False, confirm=0, timeout=60, check=False):
-    """One update or rollback in a process of its own, see lab.victim."""
-    task = json.dumps({"do": do, "at": at, "every": every, "confirm": confirm, "timeout": timeout})
-    return host.run([sys.executable, "-I", "-S", REPO / "lab" / "victim.py", task], check=check)
+def victim(host, check=False, wait=True, **task):
+    """One update or rollback in a process of its own, see lab.victim; without ``wait`` it is merely started."""
+    argv = [sys.executable, "-I", "-S", REPO / "lab" / "victim.py", json.dumps(task)]
+    return host.run(argv, check=check) if wait else host.popen(argv)
 
 
 def unfinished(host):

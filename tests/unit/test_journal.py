@@ -35,7 +35,9 @@ def folder(tmp_path, monkeypatch):
 
 @given(st.lists(STEPS, max_size=2).map(tuple), st.text(max_size=9))
 def test_what_is_written_is_read_again(steps, reason):
-    entry = journal.new_entry(60, ("[2001:db8::1]:4506",))._replace(steps=steps, reason=reason, deadline=1.5)
+    entry = journal.new_entry(60, ("x:4506",), {"x:4506": (("2001:db8::1", 4506),)})._replace(
+        steps=steps, reason=reason, deadline=1.5
+    )
     journal.save(entry)
     assert journal.load(entry.id) == entry
     assert journal.load(entry.id, steps=False) == entry._replace(steps=())
@@ -49,7 +51,7 @@ def test_what_is_written_is_read_again(steps, reason):
 
 
 def numbered(number, **changes):
-    entry = journal.new_entry(0, ())._replace(id=f"20260714-061500-000-{number:03d}", **changes)
+    entry = journal.new_entry(0, (), {})._replace(id=f"20260714-061500-000-{number:03d}", **changes)
     journal.save(entry)
     os.makedirs(journal.watchdog_folder(entry.id))
     return entry.id
@@ -67,19 +69,31 @@ def test_old_entries_and_remains_go(folder):
     assert "killed.json.new" not in os.listdir(folder / "journal")
 
 
-def test_an_unreadable_entry_stops_nothing(folder, monkeypatch):
-    said = []
-    monkeypatch.setattr(journal.log, "error", lambda *words: said.append(str(words)))
+def test_an_unreadable_entry_is_told_of(folder):
     good = numbered(1, state="done")
     (folder / "journal" / "bad.json").write_text("{")
     assert [entry.id for entry in journal.entries()] == [good]
-    assert "the journal entry bad" in said[0]
+    (told,) = journal.damaged()
+    assert str(folder / "journal" / "bad.json") in told and "then remove the file" in told
+    (folder / "journal" / "bad.json").unlink()
     cut = folder / "journal" / (numbered(2) + ".json")
-    assert len(journal.unfinished()) == 1
+    assert len(journal.unfinished()) == 1 and not journal.damaged()
     for text in (cut.read_text()[:-9], cut.read_text().splitlines()[0]):
         cut.write_text(text)
         assert journal.unfinished() == []
-        assert "20260714-061500-000-002" in said[-1]
+        assert "20260714-061500-000-002" in journal.damaged()[0]
+
+
+def test_the_order_is_that_of_the_updates_not_of_the_clock(folder, monkeypatch):
+    """Set back an hour, and a later update is the later one, and is not forgotten before all others."""
+    made = []
+    for clock in (7200 + number if number % 2 else number for number in range(journal.KEEP + 3)):
+        monkeypatch.setattr(journal.time, "time", lambda clock=clock: clock)
+        journal.save(journal.new_entry(0, (), {})._replace(state="done"))
+        made.append(journal.entries()[-1].id)
+        journal.prune()
+    assert len(set(made)) == len(made)
+    assert [entry.id for entry in journal.entries()] == made[-journal.KEEP :]
 
 
 def test_only_root_may_look(folder):

@@ -3,7 +3,8 @@
 import pytest
 from _iptlive_model import Chain, Choices, Line, StoredState
 from _iptlive_plan import plan_chain
-from _iptlive_undo import plan_inverse
+from _iptlive_undo import LIKELY, MAYBE, NO, YES, is_renamed, plan_inverse, renamed
+from _iptlive_undo import carried_out as whether
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_model import carried_out, is_subsequence
@@ -158,3 +159,49 @@ def test_a_built_in_chain_is_never_removed():
     inverse = plan_inverse(NAME, None, made, Chain("DROP", ("a",)))
     assert [edit.action for edit in inverse.edits] == ["delete", "policy"]
     assert inverse.result == Chain("ACCEPT", ())
+
+
+# before, after (upper case: inserted), now (r: a rival's), whether the plan was carried out
+EVIDENCE = [
+    ("ab", "aXb", "aXb", YES),
+    ("ab", "aXb", "ab", NO),
+    ("ab", "aXb", "", NO),
+    ("ab", "aXb", "rrabrr", NO),
+    ("ab", "aXbYZUV", "raXbrr", YES),  # one is enough, however many others have gone
+    ("ab", "aXbYZUV", "X", YES),
+    ("adb", "ab", "ab", YES),
+    ("adb", "ab", "rab", LIKELY),
+    ("adbe", "ab", "radb", MAYBE),  # somebody else may have deleted it
+    ("adb", "aXb", "rab", MAYBE),
+    ("adb", "ab", "radb", NO),
+    ("adb", "ab", "r", NO),  # whoever emptied the chain has
+    ("d", "", "r", LIKELY),
+    ("ab", "aaXb".replace("X", "a"), "abr", NO),  # a copy of what was there is no proof
+    ("Mab", "abM", "Mabr", NO),
+    ("Mab", "abM", "rabM", YES),
+]
+
+
+@pytest.mark.parametrize("before, after, now, wanted", EVIDENCE)
+def test_whether_a_plan_was_carried_out(before, after, now, wanted):
+    assert whether(Chain("ACCEPT", tuple(before)), plan_between(before, after), Chain("ACCEPT", tuple(now))) == wanted
+
+
+def plan_between(before, after):
+    """The plan of an update that deletes and inserts what the two differ in."""
+    lines = [Line(rule, number) for number, rule in enumerate(after, 1)]
+    deletes = tuple(Line(rule, 50) for rule in before if rule not in after)
+    stored = StoredState(tuple(lines), deletes, None, 1)
+    return plan_chain(NAME, stored, Chain("ACCEPT", tuple(before)), Choices("after", True, "allow"))
+
+
+def test_a_renamed_chain_is_known_by_what_was_put_into_it():
+    plan = plan_between("ab", "aXb")
+    before = Chain("ACCEPT", tuple("ab"))
+    assert is_renamed(before, plan, Chain(None, tuple("rX")), replaced=True)
+    assert not is_renamed(before, plan, Chain(None, tuple("ab")), replaced=False)
+    assert is_renamed(
+        Chain("ACCEPT", tuple("adb")), plan_between("adb", "ab"), Chain(None, tuple("ab")), replaced=False
+    )
+    jumps = Chain(None, ("-p tcp -j OLD", "-g OLD", "-j OLDER", '-m comment --comment "-j OLD" -j LOG'))
+    assert renamed(jumps, {"OLD": "NEW"}).rules == ("-p tcp -j NEW", "-g NEW", *jumps.rules[2:])
