@@ -39,10 +39,12 @@ class Clone:
         self._families = order["families"]
         started = time.monotonic()
         self._host = network.read()
+        unseen = network.unseen(self._host)
         self._kind = self._leave()
         self._runner = Runner(order["path"])
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # no packet is handed to another processor
         self._replica = Replica(self._host, order["stand_ins"])
+        self._replica.notes += unseen
         self._wire = Wire(self._replica, self._families)
         self._conversations = None
         self._sessions = {}

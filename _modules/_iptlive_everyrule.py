@@ -16,6 +16,7 @@ from _iptlive_programs import SEARCH_PATH, Tools, message, run
 from _iptlive_rules import parse_save, sets
 
 _NATIVE_FAMILIES = {netlink.INET: "inet", 2: "ip", 10: "ip6"}
+_ELSEWHERE = {3: "arp", 5: "netdev", 7: "bridge"}  # families whose hooks no packet of a clone passes
 _UNSURE_WORDS = re.compile(
     r"\b(limit rate|limit name|quota|numgen|ct count|ct helper|meter|queue|tproxy|synproxy|socket|osf|hour|day|dup)\b"
 )
@@ -40,6 +41,7 @@ class Rules(NamedTuple):
     natives: str
     unsure_natives: Dict[str, str]
     blind: Dict[str, str]  # why nothing of a family can be decided
+    unseen: Tuple[str, ...]  # what no clone has of them
 
 
 def read(tools: Sequence[Tools], more_sets: Sequence[str]) -> Rules:
@@ -54,7 +56,7 @@ def read(tools: Sequence[Tools], more_sets: Sequence[str]) -> Rules:
     if reason:
         blind = {**dict.fromkeys([one.family for one in tools], reason), **blind}
     named = named_sets(one.text for one in [*own, *others]).union(more_sets)
-    return Rules(tuple(own), tuple(others), sets_text(named), text, unsure, blind)
+    return Rules(tuple(own), tuple(others), sets_text(named), text, unsure, blind, _unseen())
 
 
 def _save(family: str, backend: str, restore: str, save: str) -> Ruleset:
@@ -112,6 +114,13 @@ def _natives(tools: Sequence[Tools]) -> Tuple[str, Dict[str, str], str]:
         if word:
             unsure[name] = word.group()
     return "".join(texts), unsure, ""
+
+
+def _unseen() -> Tuple[str, ...]:
+    with contextlib.suppress(netlink.NoAnswerError):
+        names = [f"{_ELSEWHERE[number]} {table}" for number, table in netlink.tables() if number in _ELSEWHERE]
+        return tuple(f"the nftables table '{name}'" for name in names)
+    return ()
 
 
 def _is_native(tools: Sequence[Tools], number: int, table: str) -> bool:

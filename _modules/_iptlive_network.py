@@ -23,6 +23,7 @@ from _iptlive_rtnetlink import (
 
 _ETHERNET, _LOOPBACK = 1, 772  # kinds of hardware
 _UP = 1
+_XFRM, _GET_POLICY = 6, 0x15
 _CLONED_ROUTE = 0x200
 _GLOBAL = (
     "ipv4/ip_forward",  # before those of each interface: it sets them all
@@ -68,6 +69,7 @@ class Link(NamedTuple):
     mtu: int
     group: int
     master: int  # the index of the bridge or bond that it is part of; 0 for none
+    xdp: bool = False  # a program sees its packets before everybody else
 
 
 class Network(NamedTuple):
@@ -104,7 +106,7 @@ def _link(data: bytes) -> Link:
     return Link(
         index, text(found[3]), text(info.get(1, b"")), hardware == _ETHERNET, hardware == _LOOPBACK, bool(flags & _UP),
         found.get(1, b""), number(found[4]), number(found[27]) if 27 in found else 0,
-        number(found[10]) if 10 in found else 0,
+        number(found[10]) if 10 in found else 0, attributes(found.get(43, b"")).get(2, b"\0") != b"\0",
     )  # fmt: skip
 
 
@@ -129,6 +131,15 @@ def setting(name: str) -> Optional[str]:
             return source.read().strip()
     except OSError:
         return None
+
+
+def unseen(network: Network) -> List[str]:
+    """What else may decide over packets, and is in no clone."""
+    found = [f"the program that XDP runs on the interface {link.name}" for link in network.links if link.xdp]
+    with contextlib.suppress(OSError), contextlib.closing(Netlink(_XFRM)) as netlink:
+        if netlink.dump(_GET_POLICY, bytes(64)):
+            found.append("the policies of IPsec (xfrm)")
+    return found
 
 
 class Address(NamedTuple):

@@ -105,7 +105,7 @@ class Clone:
     def __init__(self, child: "_Child", tools: Sequence[Tools], rules: Rules):
         hello = child.first()
         self.kind: str = hello["kind"]
-        self.not_cloned: List[str] = hello["notes"]
+        self.not_cloned: List[str] = [*hello["notes"], *rules.unseen]
         self.facts: dict = {**hello["facts"], "sets": members(rules.sets)}
         self.live: Dict[str, Dict[str, Table]] = {one.family: parse_save(one.text) for one in rules.own}
         self.packets = 0
@@ -156,7 +156,7 @@ class Clone:
 
     def _load(self) -> None:
         answer = self._ask("load", *self._loading.orders())
-        self.not_cloned = answer["notes"]
+        self.not_cloned = [*answer["notes"], *self._loading.unseen]
         if self._edits:
             self._edit()
 
@@ -176,6 +176,7 @@ class _Loading:
     """What is loaded into the clone: all rules, or of very many those that may matter to the packets so far."""
 
     def __init__(self, rules: Rules, live: Dict[str, Dict[str, Table]], facts: dict):
+        self.unseen = rules.unseen
         self._rules = rules
         loaded = rules.own + rules.others
         self._tables = {

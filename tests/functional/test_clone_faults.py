@@ -192,6 +192,19 @@ def test_rules_of_the_other_backend(host):
     assert answer["rule"][:4] == [other, "filter", "INPUT", 1]
 
 
+def test_what_no_clone_has_is_named(host):
+    host.restore(OPEN)
+    host.run(["nft", "add table bridge lab"])
+    host.run("ip xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir in priority 7 action allow".split())
+    try:
+        named = prove(host, [packet("ipv4", SSH)])["not_cloned"]
+    finally:
+        host.run(["nft", "delete table bridge lab"])
+        host.run(["ip", "xfrm", "policy", "flush"])
+    assert named == ["the policies of IPsec (xfrm)", "the nftables table 'bridge lab'"]
+    assert prove(host, [packet("ipv4", SSH)])["not_cloned"] == []
+
+
 # --- where a clone cannot be made -------------------------------------------------------------------------------------
 
 WITHOUT_SYS_ADMIN = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
