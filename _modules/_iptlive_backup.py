@@ -27,6 +27,7 @@ STORED_NAMES = {
     "/etc/sysconfig/iptables": "centos-v4-rules",
     "/etc/sysconfig/ip6tables": "centos-v6-rules",
 }
+PLACE = "/var/lib/iptlive/backup"  # unless another is named
 # What one answer may hold: Salt cuts out of an event whatever makes it larger than max_event_size, 1 MiB.
 PART_SIZE = 512 * 1024
 

@@ -80,6 +80,9 @@ opens
 
 Only in pillar:
 
+allow
+    Paths and ``salt://`` files, as shell patterns, that a caller who is not root may name in ``files``, ``sources``,
+    ``path`` and ``dest``, besides those that pillar names there. Default: ``[]``.
 enabled
     ``false`` makes the state do nothing on this host, and say so. Default: ``true``.
 hosts
@@ -160,6 +163,7 @@ class _Room:
 _ROOMS = _Rooms()
 backup_room = _Room("backup")
 boot_room = _Room("boot")
+callers = _Room("callers")
 drifting = _Room("drift")
 expecting = _Room("expect")
 exporter = _Room("export")
@@ -185,7 +189,7 @@ watchdog = _Room("watchdog")
 __virtualname__ = "iptlive"
 
 PUBLISH_PORT = 4505  # the master's, unless it is set otherwise
-PILLAR_ONLY = ("enabled", "fingerprints", "hosts")
+PILLAR_ONLY = ("allow", "enabled", "fingerprints", "hosts")
 
 
 def __virtual__():
@@ -336,7 +340,7 @@ def _proved(found, settings, known):
 
 def _settings(given, saltenv):
     """The options, with the stored files that are to come from the master as their bytes; and the known owners."""
-    options, known = _options(given)
+    options, known = _options(given, **({"saltenv": saltenv} if saltenv else {}))
     options = options._replace(expect=_expected(options.expect))
     saltenv = saltenv or __opts__.get("saltenv") or "base"
     return sources_room.fetched(options, saltenv, __salt__, CommandExecutionError), known
@@ -611,7 +615,7 @@ def graph(form="dot", path=None, **options):
     if form not in ("dot", "mermaid", "svg"):
         raise SaltInvocationError(f"form: expected dot, mermaid or svg, got {form!r}")
     with _salt_errors():
-        settings, known = _options(options)
+        settings, known = _options(options, path=path)
         pictures = [grapher.picture(view, known) for view in picturing.views(survey.survey(settings))]
         text = printables.printable_text(grapher.mermaid(pictures) if form == "mermaid" else grapher.dot(pictures))
         if form == "svg":
@@ -654,10 +658,11 @@ def backup(dest="/var/lib/iptlive/backup", retain=10, returned=False, **options)
         salt '*' iptlive.plan files='{ipv4: /var/lib/iptlive/backup/iptables-backup-20260714-061500/debian-v4-rules}'
     """
     with _salt_errors():
-        return backup_room.save(_options(options)[0], dest, retain, returned)
+        place = {"dest": dest} if dest != backup_room.PLACE else {}
+        return backup_room.save(_options(options, **place)[0], dest, retain, returned)
 
 
-def backup_part(path, part=0):
+def backup_part(path, part=0, **caller):
     """
     Return one part of a backup, for the runner ``iptlive.backup``: a large one does not fit into one answer.
 
@@ -675,7 +680,12 @@ def backup_part(path, part=0):
 
         salt web1 iptlive.backup_part /var/lib/iptlive/backup/iptables-backup-20260714-061500
     """
+    unknown = salt.utils.args.clean_kwargs(**caller)
+    if unknown:
+        salt.utils.args.invalid_kwargs(sorted(unknown))
     with _salt_errors():
+        if os.path.dirname(str(path)) != backup_room.PLACE:
+            callers.check(caller.get(callers.PUBLISHER), {"path": path}, _pillar())
         return backup_room.packed(backup_room.read(path), part)
 
 
@@ -759,9 +769,13 @@ def enabled():
     return value
 
 
-def _options(given):
-    settings = {name: value for name, value in _pillar().items() if name not in PILLAR_ONLY}
-    settings.update(salt.utils.args.clean_kwargs(**given))
+def _options(given, **named):
+    """``named`` are arguments of the function itself that not everybody may choose."""
+    settings = _pillar()
+    arguments = salt.utils.args.clean_kwargs(**given)
+    callers.check(given.get(callers.PUBLISHER), {**arguments, **named}, settings)
+    settings = {name: value for name, value in settings.items() if name not in PILLAR_ONLY}
+    settings.update(arguments)
     options = options_room.parse(settings)
     # Read at once: wrong owners are to stop an update before it begins.
     return options, owners.parse(options.owners)

@@ -37,7 +37,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "iptlive"
 
 # What pillar iptlive holds beside options: the execution module's PILLAR_ONLY.
-PILLAR_ONLY = ("enabled", "fingerprints", "hosts")
+PILLAR_ONLY = ("allow", "enabled", "fingerprints", "hosts")
 BACKUP_OPTIONS = ("families", "files", "backend")
 
 

@@ -311,3 +311,28 @@ def test_wrong_options(served, option, value):
     with pytest.raises(SaltError, match=f"option '{option}'") as caught:
         served.call("iptlive.plan", **{**OPTIONS, option: value})
     assert caught.value.kind == "SaltInvocationError"
+
+
+RESTRICTED = [
+    ("iptlive.plan", {"files": {"ipv4": "/etc/shadow"}}),
+    ("iptlive.plan", {"sources": {"ipv4": "/run/evil.v4"}, "template": "jinja"}),
+    ("iptlive.plan", {"context": {"ports": []}}),
+    ("iptlive.plan", {"saltenv": "dev"}),
+    ("iptlive.backup", {"dest": "/run/evil"}),
+    ("iptlive.backup", {"files": {"ipv4": "/etc/shadow"}, "returned": True}),
+    ("iptlive.backup_part", {"path": "/run/iptables-backup-20260714-061500"}),
+    ("iptlive.graph", {"path": "/run/evil.dot"}),
+    ("iptlive.export", {"files": {"ipv4": "/run/evil.v4"}}),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), RESTRICTED)
+def test_a_caller_who_is_not_root_names_no_file_and_renders_nothing(served, function, arguments):
+    """Salt packs the user that published a job into the arguments, over what a caller gives by that name."""
+    served.write("/run/evil.v4", "{{ salt['cmd.run']('touch /run/evil') }}")
+    pillar = {"iptlive": OPTIONS}
+    with pytest.raises(SaltError, match="user 'bob' may") as caught:
+        served.call(function, pillar=pillar, __pub_user="bob", **arguments)
+    assert caught.value.kind == "SaltInvocationError"
+    assert served.run(["ls", "-d", "/run/evil"], check=False).returncode
+    assert served.call("iptlive.plan", pillar=pillar, __pub_user="bob").value["files"]

@@ -1,0 +1,1 @@
+../../_modules/_iptlive_callers.py
