@@ -88,9 +88,11 @@ def main(backend):
     host = [sys.executable, "-I", "-S", __file__, "inside", backend]
     name = f"iptlive-lab-{os.getpid()}"
     os.mkdir("/tmp/" + name)
-    done = subprocess.run(["unshare", *namespaces, "--", *host], check=False)
-    remove_cgroups(name)
-    shutil.rmtree("/tmp/" + name)
+    try:
+        done = subprocess.run(["unshare", *namespaces, "--", *host], check=False)
+        remove_cgroups(name)
+    finally:
+        shutil.rmtree("/tmp/" + name)
     sys.exit(done.returncode)
 
 
