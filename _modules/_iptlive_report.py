@@ -126,6 +126,14 @@ def rolled_back(result: "RolledBack") -> Dict[str, Any]:
     }
 
 
+def history(entries: Iterable[Entry]) -> List[Dict[str, Any]]:
+    """The updates of a journal, the newest first."""
+    return [
+        {"id": entry.id, "started": entry.started, "state": entry.state, "reason": printable(entry.reason)}
+        for entry in sorted(entries, key=lambda entry: entry.id, reverse=True)
+    ]
+
+
 def update(entry: Entry) -> Dict[str, Any]:
     """An update of the journal, for those who wait for its outcome."""
     left = 0 if entry.deadline is None else max(0, int(entry.deadline - since_boot()))

@@ -392,7 +392,8 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
     added since then stay. All of it is rolled back or, where one chain refuses, nothing.
 
     id
-        Which update; the last one if left out. :py:func:`apply` returns it.
+        Which update, as :py:func:`apply` or :py:func:`history` returns it, or ``last``. Without it nothing is changed:
+        the answer tells which update ``last`` would be, and what rolling it back would do.
     test
         ``True``: change nothing, and tell what would be done.
     placement
@@ -412,13 +413,33 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
 
     .. code-block:: bash
 
-        salt '*' iptlive.rollback test=True
+        salt '*' iptlive.rollback
+        salt '*' iptlive.rollback last
         salt web1 iptlive.rollback 20260714-061500-123-4711
     """
     _refuse_words(test)
     with _salt_errors():
         choices = options_room.parse({"placement": placement, "wait": wait})
-        return _with_retcode(report.rolled_back(update.rollback(id, choices.wait, choices.placement, test)))
+        chosen = None if id == "last" else id
+        only_look = test or id is None
+        return _with_retcode(report.rolled_back(update.rollback(chosen, choices.wait, choices.placement, only_look)))
+
+
+def history():
+    """
+    List the updates of this host that the journal still knows, the newest first.
+
+    Returns a list of dictionaries: ``id``, ``started``, ``state`` (``done``, ``pending``, ``rolled_back`` ...) and
+    ``reason``, which tells how it was confirmed or why it was rolled back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' iptlive.history
+    """
+    with _salt_errors():
+        return report.history(journal.entries(steps=False))
 
 
 def confirm(id=None):

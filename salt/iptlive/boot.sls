@@ -9,7 +9,9 @@
 # {% if not loader %}
 iptlive_boot_unknown_distribution:
   test.fail_without_changes:
-    - name: "iptlive.boot knows nothing that loads rules on {{ grains['os_family'] }}: load the stored files by a unit of your own (docs/boot.md)"
+    - name: >-
+        iptlive.boot knows nothing that loads rules on {{ grains['os_family'] }}: load the stored files by a unit of
+        your own (docs/boot.md)
 # {% endif %}
 
 # Only booting starts them; 'systemctl restart' and the scripts of an upgrade are refused.
@@ -48,7 +50,7 @@ iptlive_boot_nothing_is_started:
 iptlive_boot_packages:
   pkg.installed:
     - pkgs: {{ missing | json }}
-# {% if loader.answers %}
+    # {% if loader.answers %}
     - require:
         - cmd: iptlive_boot_answers
         - file: iptlive_boot_nothing_is_started

@@ -82,7 +82,7 @@ def test_guarded_update_killed(world, every):
         prepare(world.host)
         assert victim(world.host, at=number, every=every, confirm=600).returncode == -9
         if any(entry["state"] == "pending" for entry in unfinished(world.host)):
-            world.host.call("iptlive.rollback")  # it had come through: nothing for the watchdog to do yet
+            world.host.call("iptlive.rollback", "last")  # it had come through: nothing for the watchdog to do yet
         wait_until(lambda: not unfinished(world.host))
         assert tables(world.host) == world.old
     wait_until(lambda: not watchdogs(world.host))

@@ -30,14 +30,14 @@ def rival(host, *commands):
 def test_foreign_rule_between_the_former_neighbours(updated):
     rival(updated, "-I INPUT 2 -s 192.0.2.1/32 -j DROP")
     before = updated.save()
-    answer = updated.call("iptlive.rollback")
+    answer = updated.call("iptlive.rollback", "last")
     assert (answer.retcode, answer.value["status"], answer.value["applied"]) == (1, "refused", False)
     (refusal,) = answer.value["refusals"]["IPv4/filter/INPUT"]
     assert (refusal["reason"], refusal["rules"], refusal["lines"]) == ("foreign_between", [GONE], [])
     assert f"the update deleted '{GONE}', and cannot put it back" in refusal["message"]
     assert "'placement=after'" in refusal["hint"]
     assert updated.save() == before
-    done = updated.call("iptlive.rollback", placement="after").value
+    done = updated.call("iptlive.rollback", "last", placement="after").value
     back = {"action": "insert", "position": 2, "rule": GONE, "line": None}
     assert done["changes"]["IPv4/filter/INPUT"] == [back], "of no stored file's line"
     assert rules(updated)[1:3] == [f"-A INPUT {GONE}", "-A INPUT -s 192.0.2.1/32 -j DROP"]
@@ -47,14 +47,14 @@ def test_no_former_rule_left(updated):
     """Nobody can tell where the deleted rule belongs: behind all others it overrules none of them."""
     rival(updated, "-F INPUT", "-A INPUT -s 192.0.2.1/32 -j DROP")
     before = updated.save()
-    answer = updated.call("iptlive.rollback").value
+    answer = updated.call("iptlive.rollback", "last").value
     assert answer["status"] == "refused"
     (refusal,) = answer["refusals"]["IPv4/filter/INPUT"]
     assert refusal["reason"] == "no_anchor"
     assert updated.save() == before
-    looked = updated.call("iptlive.rollback", placement="after", test=True).value
+    looked = updated.call("iptlive.rollback", "last", placement="after", test=True).value
     assert updated.save() == before
-    done = updated.call("iptlive.rollback", placement="after").value
+    done = updated.call("iptlive.rollback", "last", placement="after").value
     assert (done["changes"], done["warnings"]) == (looked["changes"], looked["warnings"])
     assert set(done["changes"]) == {"IPv4/filter/INPUT", "IPv4/filter/OUTPUT"}
     assert len(done["warnings"]) == 1 and GONE in done["warnings"][0]
@@ -80,3 +80,14 @@ def test_watchdog_lets_in_again_what_was_let_in(host):
     assert settled["state"] == "rolled_back"
     assert settled["reason"].startswith("not confirmed within 2 seconds. IPv4/filter/INPUT: the update deleted")
     assert rules(host) == ["-A INPUT -s 192.0.2.1/32 -j DROP", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"]
+
+
+def test_without_an_id_it_only_tells_which(updated):
+    before = updated.save()
+    looked = updated.call("iptlive.rollback", placement="after").value
+    assert (looked["applied"], updated.save()) == (False, before)
+    (newest, *_) = updated.call("iptlive.history").value
+    assert (newest["id"], newest["state"]) == (looked["id"], "done")
+    done = updated.call("iptlive.rollback", "last", placement="after").value
+    assert (done["id"], done["applied"], done["changes"]) == (looked["id"], True, looked["changes"])
+    assert updated.call("iptlive.history").value[0]["reason"].startswith("rollback was asked for")

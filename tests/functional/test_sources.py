@@ -278,7 +278,7 @@ def test_killed_between_kernel_and_file(served, finish):
         assert look(served)[0].splitlines()[1:] == [FILE + " 600"]
         return
     if finish == "iptlive.rollback":
-        served.call(finish)
+        served.call(finish, "last")
     else:
         (note,) = served.call("iptlive.apply", families=["ipv4"]).value["warnings"]
         assert "was rolled back (IPv4/filter): it was interrupted" in note

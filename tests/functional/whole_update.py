@@ -84,7 +84,7 @@ class World:
         assert unfinished(self.host) == []
         looked = self.host.call("iptlive.plan", policy="enforce").value
         assert (looked["status"], looked["warnings"]) == ("in_sync", [])
-        assert self.host.call("iptlive.rollback").value["applied"]
+        assert self.host.call("iptlive.rollback", "last").value["applied"]
         assert tables(self.host) == self.old
 
 
