@@ -53,7 +53,8 @@ class Options(NamedTuple):
     def choices(self, family: str, table: str, chain: str) -> Choices:
         """What holds for one chain: its own settings over the general ones."""
         general = Choices(self.placement, self.reorder, self.duplicates, self.policy)
-        return general._replace(**self.chains.get(chain_key(family, table, chain), {}))
+        own = self.chains.get(chain_key(family, table, chain)) if self.chains else None
+        return general._replace(**own) if own else general
 
 
 def parse(given: Mapping[str, Any]) -> Options:

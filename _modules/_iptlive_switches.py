@@ -28,14 +28,14 @@ def _beginning(name: str) -> str:
 _OWN = re.compile(
     rf"-(?:[{_FLAGS}]*[{_SHORT}]|-(?:{'|'.join(map(_beginning, _LONG))})(?=[=\s]|\Z))"  # at the start of a word
 )
-_ANYWHERE = re.compile(r"(?:^|[ \t])" + _OWN.pattern, re.MULTILINE)
+_ANYWHERE = re.compile(" " + _OWN.pattern)  # what begins with a plain text is found much faster
 
 
 def may_hold(text: str) -> bool:
     """Whether it is worth while to look at each of the rules in this text."""
     if '"' in text:
         text = _QUOTED_TEXT.sub("", text)
-    return '"' in text or _ANYWHERE.search(text) is not None
+    return '"' in text or _ANYWHERE.search(" " + text.replace("\t", " ").replace("\n", "\n ")) is not None
 
 
 def held(spec: str) -> Optional[str]:
