@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 import _iptlive_kernel as kernel
 import _iptlive_ways as ways
 from _iptlive_family import FAMILIES
+from _iptlive_files import load
 from _iptlive_model import HostError, InputError
 from _iptlive_options import Options
 from _iptlive_printable import printable, printable_text
@@ -82,8 +83,7 @@ def _stored(family: str, candidates) -> Dict[str, bytes]:
         while name in found:
             name += "-more"
         try:
-            with open(path, "rb") as file:
-                found[name] = file.read()
+            found[name] = load(path)
         except FileNotFoundError:
             continue
         except OSError as err:
@@ -159,8 +159,7 @@ def read(folder: Any) -> Dict[str, bytes]:
     files = {}
     try:
         for name in sorted(os.listdir(folder)):
-            with open(os.path.join(folder, name), "rb") as file:
-                files[name] = file.read()
+            files[name] = load(os.path.join(folder, name))
     except OSError as err:
         raise HostError(f"{err.filename}: cannot be read: {err.strerror}") from err
     return files

@@ -1,25 +1,39 @@
 """Which stored file counts, its content, and putting a new one in its place."""
 
 import contextlib
+import errno
 import os
+import stat
 from typing import Dict, Iterable, Mapping, Optional, Tuple
 
 from _iptlive_family import label
 from _iptlive_model import HostError
 from _iptlive_stored import StoredFile, parse
 
+LARGEST = 64 << 20  # bytes: 800,000 rules
+
 
 def read(family: str, candidates: Iterable[str]) -> StoredFile:
     """Read the one of the candidates that exists; none or several are an error, as in the original script."""
     path = choose(family, candidates)
     if not os.path.isfile(path):
-        raise HostError(f"{path}: is no file. Name the stored file in 'files'")  # a pipe would be waited for
+        raise HostError(f"{path}: is no file. Name the stored file in 'files'")
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        return parse(family, path, load(path))
     except OSError as err:
         raise HostError(f"{path}: cannot be read: {err.strerror}") from err
-    return parse(family, path, data)
+
+
+def load(path: str) -> bytes:
+    """What a regular file holds, unless it is larger than any rules. Raises OSError."""
+    # A pipe is not waited for.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        if status.st_size > LARGEST:  # a sparse file takes no room on the disk, but would in memory
+            raise OSError(errno.EFBIG, f"is larger than the {LARGEST >> 20} MiB that are read", path)
+        return file.read(LARGEST)
 
 
 def check_all(candidates: Mapping[str, Iterable[str]]) -> None:
@@ -62,8 +76,7 @@ def destination(family: str, candidates: Iterable[str]) -> str:
 def content(path: str) -> Optional[bytes]:
     """What a file holds; None where there is none. Raises HostError."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return load(path)
     except FileNotFoundError:
         return None
     except OSError as err:

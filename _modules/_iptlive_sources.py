@@ -55,8 +55,10 @@ def _candidate(options: Options, family: str, saltenv: str, salt: Functions, ref
     path = path or salt["cp.cache_file"](source, saltenv)
     if not path:
         raise HostError(f"{source} (saltenv {saltenv}): it cannot be read from the master")
-    with open(path, "rb") as file:
-        data = file.read()
+    try:
+        data = files.load(path)
+    except OSError as err:
+        raise HostError(f"{source}: cannot be read: {err.strerror}") from err
     if options.template:  # what was rendered is a temporary file, what was not is in Salt's cache
         os.unlink(path)
     return NewFile(source, data, destination)

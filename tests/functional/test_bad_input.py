@@ -219,3 +219,14 @@ def test_not_root(live):
         assert done.returncode != 0
         assert "iptables needs root (the capability CAP_NET_ADMIN)" in done.stdout + done.stderr
     assert kernel(live) == before
+
+
+def test_a_file_larger_than_memory_is_not_read(host):
+    """A sparse file takes no room on the disk."""
+    host.run(["mkdir", "-p", "/etc/iptables"])
+    host.run(["truncate", "-s", "1T", "/etc/iptables/rules.v4"])
+    for call in (("iptlive.plan", {}), ("iptlive.backup", {"returned": True})):
+        with pytest.raises(SaltError) as caught:
+            host.call(call[0], families=["ipv4"], **call[1])
+        assert caught.value.kind == "CommandExecutionError"
+        assert "/etc/iptables/rules.v4: cannot be read: is larger than the 64 MiB that are read" in caught.value.message
