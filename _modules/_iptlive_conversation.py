@@ -62,9 +62,7 @@ class Conversations:
     def open(self, probe: Probe) -> Opened:
         """A session is there only after a whole conversation."""
         self._start()
-        source_port = probe.source_port or self._port
-        if probe.source_port or (probe.protocol not in probing.WITH_PORTS and probe.protocol not in probing.ECHO):
-            self._wire.forget_connection(probe)
+        source_port = self._source_port(probe)
         if packets.is_error_kind(probe.protocol, probe.icmp):
             return self._complain(probe, source_port)
         if probe.interface:
@@ -90,7 +88,13 @@ class Conversations:
         self._wire.forget()
         if self._tracer:
             self._tracer.forget()
+
+    def _source_port(self, probe: Probe) -> int:
+        """Each packet has one of its own, or else must not go on with a connection of an earlier one."""
+        if probe.source_port or (probe.protocol not in probing.WITH_PORTS and probe.protocol not in probing.ECHO):
+            self._wire.forget_connection(probe)
         self._port = self._port + 1 if self._port + 1 in OWN_PORTS else OWN_PORTS[0]
+        return probe.source_port or self._port
 
     def _next(self) -> int:
         self._number += 1
@@ -141,7 +145,7 @@ class Conversations:
         port = outcome.arrival.packet.port
         if probe.protocol in probing.WITH_PORTS and not self._wire.serves(probe.family, probe.protocol, port):
             self._wire.listener(probe.family, probe.protocol, port)  # redirected to a port that nobody served yet
-            return self._from_outside(probe, source_port + 1 if not probe.source_port else source_port)
+            return self._from_outside(probe, self._source_port(probe))
         return self._received(probe, request, outcome, arrivals)
 
     def _complain(self, probe: Probe, source_port: int) -> Opened:
