@@ -106,7 +106,8 @@ def write(dest: str, retain: int, files: Mapping[str, bytes]) -> Tuple[str, List
             for name in os.listdir(dest):
                 if name.startswith(_UNFINISHED):  # whoever began it is dead: we hold the lock
                     shutil.rmtree(os.path.join(dest, name))
-            return _write_folder(dest, files), _prune(dest, retain)
+            folder = _write_folder(dest, files)
+            return folder, _prune(dest, retain, os.path.basename(folder))
     except OSError as err:
         raise HostError(f"the backup cannot be written to {dest}: {err.filename or dest}: {err.strerror}") from err
 
@@ -144,9 +145,11 @@ def _age(name: str) -> Tuple[str, int]:
     return stamp, int(number or 1)
 
 
-def _prune(dest: str, retain: int) -> List[str]:
+def _prune(dest: str, retain: int, made: str) -> List[str]:
+    """All but the newest; what was ``made`` just now is kept whatever the clock says."""
     there = sorted(filter(_FOLDER.fullmatch, os.listdir(dest)), key=_age)
-    pruned = [os.path.join(dest, name) for name in there[:-retain]]
+    there.remove(made)
+    pruned = [os.path.join(dest, name) for name in [*there, made][:-retain]]
     for path in pruned:
         shutil.rmtree(path)
     return pruned

@@ -314,9 +314,15 @@ def _remove(path: str) -> None:
 
 
 def _to_json(entry: Entry) -> str:
-    head = entry._asdict()
+    head = _without_defaults(entry, ("number", "addresses"))
     steps = [_step_to_json(step) for step in head.pop("steps")]
     return json.dumps(head)[:-1] + ',\n"steps": ' + json.dumps(steps) + "}"
+
+
+def _without_defaults(record: NamedTuple, names: Tuple[str, ...]) -> Dict[str, Any]:
+    """Without those fields that say nothing: the watchdog of an earlier version does not know them."""
+    data = record._asdict()
+    return {name: value for name, value in data.items() if name not in names or value}
 
 
 def _head(line: str) -> str:
@@ -326,7 +332,7 @@ def _head(line: str) -> str:
 
 def _step_to_json(step: Step) -> Dict[str, Any]:
     return dict(
-        step._asdict(),
+        _without_defaults(step, ("chains",)),
         plans={chain: {"edits": plan.edits, "result": plan.result} for chain, plan in step.plans.items()},
     )
 

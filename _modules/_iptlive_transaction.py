@@ -1,4 +1,29 @@
-"""One table's update until it is through: planned, sent, verified, and tried again when rivals were quicker."""
+"""One table's update until it is through: planned, sent, verified, and tried again when rivals were quicker.
+
+Goals
+-----
+1. What is committed is what was planned, and nothing else: never a foreign rule moved, lost or overtaken.
+2. Others write to the same chains without asking, at any moment; that costs a new plan, not a failure.
+3. We may be killed, stopped or starved between any two instructions; the next run must know what is in the kernel.
+4. A text may not go through the kernel unchanged, and a native rule may read like one of ours.
+5. What cannot be verified is rolled back, and what was rolled back has left no edit of ours in the kernel.
+
+Goals 1 and 2 pull against each other: to be sure takes a look at the chains, and while we look others write. Goals 2
+and 3 do too: what is written down before each step takes time in which the plan goes stale.
+
+How each is met
+---------------
+1. The program that commits lists the chains inside its own transaction; ``gate`` compares them with the plan, and ends
+   it with nothing written where they differ. After the commit the chains are read again.
+2. ``decide`` is called with the chains as the transaction found them, so a change by others is met by planning again
+   until ``deadline``. A rule that came in between ours at the moment of the commit has ours undone and tried again.
+3. ``record`` has the step before it is sent, and again the moment the program has said that it committed, before
+   anything is read. An exit status of 0 is never doubted. Only of a step whose program failed, or whose sender died, is
+   it looked for evidence, chain by chain: one edit of ours is proof. The program inherits the lock of the run.
+4. What is not as planned after the commit is an error, and the caller rolls back; misprinted rules are looked for in
+   the very snapshot that is planned with, and count as nobody's.
+5. ``undo`` is a transaction like any other; ``rollback`` repeats it until it finds nothing left to do.
+"""
 
 import logging
 import time

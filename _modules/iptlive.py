@@ -832,5 +832,7 @@ def _salt_errors():
         raise SaltInvocationError(printables.printable_text(str(err))) from err
     except model.HostError as err:
         raise CommandExecutionError(printables.printable_text(str(err))) from err
-    except OSError as err:  # a full disk below /tmp, for one, or no process more
-        raise CommandExecutionError(printables.printable_text(f"the host refused: {err}")) from err
+    except (OSError, MemoryError, RuntimeError) as err:  # a full disk, no process, no memory, no thread more
+        raise CommandExecutionError(
+            printables.printable_text(f"the host refused: {str(err) or 'out of memory'}")
+        ) from err
