@@ -39,7 +39,8 @@ _BRIDGE = (
 
 OWNERS: Dict[str, Owner] = {
     "docker": Owner(
-        chains=("DOCKER", "DOCKER-*"),
+        chains=("DOCKER", "DOCKER-ISOLATION*", "DOCKER-FORWARD", "DOCKER-BRIDGE", "DOCKER-CT", "DOCKER-INTERNAL")
+        + ("DOCKER-INGRESS", "DOCKER-USER", "DOCKER_OUTPUT", "DOCKER_POSTROUTING"),
         yours=("DOCKER-USER",),
         interfaces=("docker0", "docker_gwbridge", "br-" + "[0-9a-f]" * 12),
         rules=_BRIDGE
@@ -88,6 +89,13 @@ OWNERS: Dict[str, Owner] = {
     "istio": Owner(chains=("ISTIO_*",)),
     "tailscale": Owner(chains=("ts-input", "ts-forward", "ts-postrouting")),
     "sshguard": Owner(chains=("sshguard",)),
+    "proxmox": Owner(chains=("PVEFW-*",)),
+    "rancher": Owner(chains=("CATTLE_*",)),
+    "netbird": Owner(chains=("NETBIRD-*", "netbird-*")),
+    "wireguard": Owner(comments=("wg-quick(8) rule for *",)),
+    "miniupnpd": Owner(chains=("MINIUPNPD", "MINIUPNPD-*")),
+    "aws": Owner(chains=("AWS-SNAT-CHAIN-*", "AWS-CONNMARK-CHAIN-*"), comments=("AWS SNAT CHAIN*", "AWS, *")),
+    "antrea": Owner(chains=("ANTREA-*",), comments=("Antrea: *",)),
     "crowdsec": Owner(chains=("CROWDSEC_CHAIN*",)),
 }
 
