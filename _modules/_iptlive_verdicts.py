@@ -5,16 +5,17 @@ before and after, and the cells whose verdict changed are put together again.
 """
 
 import itertools
-from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import _iptlive_spans as spans
-from _iptlive_cells import Cell, Ground
+from _iptlive_cells import Axes, Cell, Ground
 from _iptlive_model import Edit
 from _iptlive_regions import Surveyor, edited
-from _iptlive_shapes import Ruleset
+from _iptlive_shapes import Met, Ruleset
 from _iptlive_spans import PORTS, Span
 
 MOST_CELLS = 5000
+MOST_OPEN = 8  # open connections that one edit is tried with: each costs what dozens of new ones do
 WITNESSES = 4  # for each rule, where there are more cells than that
 MOST_NAMED = 5  # networks that one sentence names
 _WIDE = 8  # what holds a net of so few bits is anywhere
@@ -59,23 +60,37 @@ def scope(plans, ruleset: Ruleset, ground: Ground, most: int = MOST_CELLS) -> Sc
         for table, chain, edit in edited(plans)
         for axes, met in surveyor.axes(table, chain, None if edit.action == "policy" else edit.rule)
     ]
-    whole = sum(axes.count() for *_, axes, _met in parts) <= most
+    begun = [axes._replace(states=("new",)) for *_, axes, _met in parts if "new" in axes.states]
+    whole = sum(axes.count() for axes in begun) <= most
     share = most // max(1, len(parts))
     chains: Dict[Cell, Tuple[str, str]] = {}
     inserted: Dict[Tuple[str, str, Edit], Tuple[Cell, ...]] = {}
     complete = True
     for table, chain, edit, axes, met in parts:
-        if whole or axes.count() <= share:
-            cells = tuple(axes.cells())
+        new = axes._replace(states=("new",))
+        if "new" not in axes.states:
+            cells: Tuple[Cell, ...] = ()
+        elif whole or new.count() <= share:
+            cells = tuple(new.cells())
         else:
             complete = False
-            cells = tuple(dict.fromkeys(itertools.islice(axes.witnesses(met.forth, WITNESSES), most)))
+            cells = tuple(dict.fromkeys(itertools.islice(new.witnesses(met.forth, WITNESSES), most)))
+        cells += _open_connections(edit, axes, met)
         for cell in cells:
             chains.setdefault(cell, (table, chain))
         if edit.action == "insert":
             key = (table, chain, edit)
             inserted[key] = inserted.get(key, ()) + cells
     return Scope(ground.family, chains, inserted, complete)
+
+
+def _open_connections(edit: Edit, axes: Axes, met: Met) -> Tuple[Cell, ...]:
+    """Some packets in the middle of a connection. What lets new ones in cuts no open ones off."""
+    lets_in = edit.action == "insert" and f"{edit.rule} ".endswith("-j ACCEPT ") and "new" in axes.states
+    if "established" not in axes.states or lets_in:
+        return ()
+    middle = axes._replace(states=("established",))
+    return tuple(dict.fromkeys(itertools.islice(middle.witnesses(met.forth, 1), MOST_OPEN)))
 
 
 def verdict(answer: Any) -> str:
@@ -104,8 +119,8 @@ def changes(found: Scope, before: Mapping[Cell, Any], after: Mapping[Cell, Any])
             kept = [cell for port in ports for cell in alike.get((way, protocol, state, port), ())]
             told.append(_change(found, (way, protocol, state, was, now), ports, cells, kept))
     # Whoever may begin a connection may go on with it: only what differs for the open ones needs a word of its own.
-    begun = {_same(one) for one in told if one.state == "new"}
-    told = _merged(one for one in told if one.state == "new" or _same(one) not in begun)
+    begun = {(one.change, cell) for one in told if one.state == "new" for cell in one.cells}
+    told = _merged(one for one in told if one.state == "new" or not _is_begun(one, begun))
     return sorted(told, key=lambda one: (one.family, one.change != "opens", one.change, one.service, one.sources))
 
 
@@ -120,8 +135,8 @@ def _merged(told: Iterable[Change]) -> List[Change]:
     return list(alike.values())
 
 
-def _same(one: Change) -> Tuple[str, ...]:
-    return one.change, one.way, one.service, one.sources, one.to
+def _is_begun(one: Change, begun: Container[Tuple[str, Cell]]) -> bool:
+    return all((one.change, cell._replace(state="new")) in begun for cell in one.cells)
 
 
 def _together(by_port: Mapping[Optional[Span], List[Cell]]) -> List[Tuple[List[Optional[Span]], List[Cell]]]:
@@ -147,7 +162,7 @@ def _change(found: Scope, kind: Tuple, ports: Sequence[Optional[Span]], cells: L
         _destinations(found.family, way, cells, kept),
         was,
         now,
-        found.complete,
+        found.complete and state == "new",
         tuple(cells),
     )
 

@@ -197,6 +197,26 @@ COMMIT
     assert found(reply) == [("broken", "broken")]
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("chain", ["FORWARD", "DOCKER-USER"])
+def test_a_port_that_docker_publishes(docker_host, chain):
+    """Docker's own rules, and a real request: what is refused would have cut it off, and what is told is so."""
+    host = docker_host.host
+    there = [line + "\n" for line in host.run(["iptables", "-S", chain]).stdout.splitlines() if line[:2] == "-A"]
+    policy = "DROP" if chain == "FORWARD" else "-"
+    text = f"*filter\n:{chain} {policy} [0:0]\n-A {chain} -s 198.51.100.0/28 -j DROP\n" + "".join(there) + "COMMIT\n"
+    options = stored(host, text)
+    published = [{"accept": "8080/tcp", "from": "198.51.100.0/24", "arrives": "172.17.0.2:80"}]
+    reply = host.call("iptlive.apply", expect=published, **options)
+    assert (reply.value["applied"], found(reply)) == (False, [("holds", "broken")])
+    assert reply.value["expect"][0]["line"] == 3 and docker_host.reachable(8080)
+    done = host.call("iptlive.apply", **options).value
+    assert any(one["words"].startswith("closes 8080/tcp") or " 8080/tcp" in one["words"] for one in done["verdicts"])
+    assert not docker_host.reachable(8080)
+    host.call("iptlive.rollback", done["id"])
+    assert docker_host.reachable(8080)
+
+
 def test_of_this_host_and_through_it(network):
     """A user's packets, and those that come in by one interface and leave by another."""
     text = """\
