@@ -62,4 +62,4 @@ def existing_sets() -> Set[str]:
     done = run(["ipset", "list", "-n"])
     if done.status:
         raise HostError(f"ipset list: {message(done.err)}")
-    return set(done.out.split())
+    return set(done.out.split("\n")) - {""}

@@ -16,7 +16,7 @@ from _iptlive_model import HostError
 from _iptlive_netlink import generation
 from _iptlive_options import Options
 
-_COUNTERS = re.compile(r"^(?:#.*|(:\S+ \S+) \[\d+:\d+\])$", re.MULTILINE)
+_COUNTERS = re.compile(r"^(?:#.*|(:[^ \n]+ [^ \n]+) \[[0-9]+:[0-9]+\])$", re.MULTILINE)
 
 
 def fingerprint(options: Options) -> str:

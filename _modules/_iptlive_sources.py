@@ -66,7 +66,7 @@ def _candidate(options: Options, family: str, saltenv: str, salt: Functions, ref
 
 def in_one_line(source: str, problem: str) -> str:
     """What kept a source from being rendered, with its line; Salt shows half the file, or a traceback."""
-    lines = [line.strip() for line in problem.replace(f"{source}:", "").splitlines() if line.strip()]
+    lines = [line.strip() for line in problem.replace(f"{source}:", "").split("\n") if line.strip()]
     said = lines[-1] if lines[0].startswith("Traceback") else lines[0]
     number = _LINE.search(said)
     return f"{source}{f', line {number.group(1)}' if number else ''}: {_LINE.sub('', said).strip()}"
