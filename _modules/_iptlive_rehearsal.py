@@ -4,6 +4,7 @@ Rules that hang on history, chance or time are loaded in a form that does not; a
 they are found again wherever the edits move them. They are shown as they are on the host.
 """
 
+import re
 from collections import Counter
 from typing import Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,6 +16,8 @@ from _iptlive_rules import logical_lines, parse_save
 from _iptlive_runner import Command, Finished, Runner
 
 QUIET: Optional[FrozenSet[int]] = None  # the world in which nothing is used up
+
+_INSERT = re.compile(r"(-I \S+ \d+ )(.*)", re.DOTALL)
 
 
 class Place(NamedTuple):
@@ -64,7 +67,13 @@ class Ruleset:
         return f"-A {place.chain} {form}"
 
     def edit_command(self, text: str) -> Command:
-        return Command((self._restore, "--noflush"), text)
+        """Loads edits, never for a moment as they are where a rule names an object of the whole machine."""
+        return Command((self._restore, "--noflush"), "\n".join(map(self._edited, logical_lines(text))))
+
+    def _edited(self, line: str) -> str:
+        found = _INSERT.match(line)
+        form = self._form(found.group(2)) if found else None
+        return line if form is None else f"{found.group(1)}{form}"
 
     def save_command(self) -> Command:
         return Command((self._save,))
