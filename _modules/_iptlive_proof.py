@@ -61,7 +61,7 @@ class Proof(NamedTuple):
 
 NOTHING = Proof()
 Prove = Callable[[Survey], Proof]
-Record = Callable[[Step], None]
+Record = Callable[[Optional[Step]], None]
 
 
 class ChangedError(Exception):
@@ -116,9 +116,10 @@ def only_as_tried(proof: Proof, view: FamilyView, table: str, record: Record) ->
     if not proof.asked():
         return record
 
-    def recorded(step: Step) -> None:
+    def recorded(step: Optional[Step]) -> None:
         known = view.live.get(table, {})
-        changed = [chain for chain, state in step.before.items() if state != known.get(chain, state)]
+        before = step.before if step else {}  # nothing was sent
+        changed = [chain for chain, state in before.items() if state != known.get(chain, state)]
         if changed:
             key = chain_key(step.family, table, changed[0])
             raise ChangedError(f"{key}: other programs changed the chain after the update was tried")
