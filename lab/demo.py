@@ -2,21 +2,26 @@
 The main job on a throw-away host: ``./dev demo``.
 
 A host that runs Docker gets three new rules into the middle of its INPUT chain, and loses them again, by
-``salt-call --local state.apply iptlive``.  After each step it is proved, not said, that nothing else has changed and
-that the container's published port still answers.  The exit status is 1 when a proof fails.
+``salt-call --local state.apply iptlive``; an update that would close a port that must stay open is refused.  Each claim
+is checked, and the exit status is 1 when one is false.  At the end the same host is reloaded the usual way, for
+comparison: its container is cut off.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import sys
+import textwrap
 
 from lab.docker import Docker, StandIn, installed
 from lab.host import BACKENDS, Host
 
 PORT = 8088
+CLIENT = "198.51.100.2"  # who asks for the published port
+WIDTH = 100
 RULES_V4 = "/etc/iptables/rules.v4"
 # The example of the iptables-liveupdate manual, chapter 3; the marked rules are the ones that it adds and removes.
 STORED_V4 = """\
@@ -52,15 +57,18 @@ AT_BOOT = re.sub(r"^<new>.*\n", "", STORED_V4, flags=re.MULTILINE)
 EXTENDED = STORED_V4.replace("<new> ", "")
 DELETING = STORED_V4.replace("<new>", "#DELETE#")
 NEW_RULES = re.findall(r"^<new> (.*)$", STORED_V4, flags=re.MULTILINE)
+SSH = "-A INPUT -p tcp -m state --state NEW -m tcp --dport 22"
+CLOSING = EXTENDED.replace(SSH, "-A INPUT -p tcp -m tcp --dport 22 -j DROP\n" + SSH)
+EXPECT = [{"accept": "22/tcp", "name": "SSH"}]
 STATE = ("state.apply", "iptlive")
 
 
 class Demo:
-    """What the steps share: the host, the container, and whether all was proved so far."""
+    """What the steps share: the host, the container, and whether every claim was true so far."""
 
     def __init__(self, host, docker):
         self.host, self.docker = host, docker
-        self.proved = True
+        self.true = True
         self.colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def paint(self, text, colour):
@@ -69,33 +77,26 @@ class Demo:
     def title(self, text):
         print(self.paint(text, "1"))
 
-    def prove(self, what, true):
-        print("  " + (self.paint("proved", "32") if true else self.paint("FAILED", "31")) + "  " + what)
-        self.proved = self.proved and true
+    def claim(self, *claims):
+        """Print the claims, each a text and whether it is true."""
+        for what, true in claims:
+            print("  " + (self.paint("ok", "32") if true else self.paint("FALSE", "31")) + "  " + what)
+            self.true = self.true and true
 
-    def apply(self, *arguments, steps=True):
-        """Run the state by the real salt-call; print its comment (and steps), return its result and changes."""
-        self.title("\n# salt-call --local " + " ".join(STATE + arguments))
-        run = self.host.salt_call(*STATE, *arguments)
+    def apply(self, *arguments):
+        """Run the state by the real salt-call; its result, changes and comment."""
+        run = self.host.salt_call(*STATE, *arguments, "pillar=" + json.dumps({"iptlive": {"expect": EXPECT}}))
         if not isinstance(run.value, dict):
             print(run.stdout + run.stderr)
-            return False, {}
+            return False, {}, ""
         (state,) = run.value.values()
-        print("  " + state["comment"].replace("\n", "\n  "))
-        for chain, changes in state["changes"].items() if steps else ():
-            print("  " + chain)
-            for change in changes:
-                print("    " + change)
-        return state["result"], state["changes"]
+        return state["result"], state["changes"], state["comment"]
 
-    def show(self, chain):
-        """Print a kernel chain with rule numbers, the demo's own rules marked."""
-        policy, *rules = self.host.run(["iptables", "-S", chain]).stdout.splitlines()
-        print(f"  kernel: {policy}")
-        for number, rule in enumerate(rules, start=1):
-            new = rule in NEW_RULES
-            line = "    {:2} {} {}".format(number, "+" if new else " ", rule.partition(f"-A {chain} ")[2])
-            print(self.paint(line, "36") if new else line)
+    def show(self, changes):
+        for chain, steps in changes.items():
+            print(f"  {chain}")
+            for step in steps:
+                print("    " + self.paint(step, "36"))
 
     def kernel(self):
         """All rules of both families, and the packets each rule has counted."""
@@ -106,6 +107,9 @@ class Demo:
             rules += lines
             packets.update((line, int(count)) for line, count in zip(lines, _packets(counted)) if line[:1] == "-")
         return rules, packets
+
+    def answers(self):
+        return f"the container answers on port {PORT}", self.docker.reachable(PORT)
 
 
 def _packets(counted):
@@ -130,59 +134,80 @@ def set_up(demo):
     demo.docker.start()
     demo.docker.publish(PORT)
     version = host.run(["iptables", "--version"]).stdout.strip()
-    print(f"A throw-away host with namespaces of its own: {version}, Salt {importlib.metadata.version('salt')}")
-    if demo.docker.real:
-        print(f"A real Docker daemon runs a container in it; its port is published as {PORT}.")
-    else:
-        print("Docker is not installed here: the rules that it writes are loaded by hand, and a namespace stands in")
-        print(f"for the container, published as port {PORT}. (./dev demo --docker installs Docker.)")
+    host.run(["ip", "route", "add", "default", "via", CLIENT])  # as nearly every host has one
+    docker = (
+        "a real Docker daemon" if demo.docker.real else "a stand-in for Docker (./dev demo --docker has a real one)"
+    )
+    print(f"A throw-away host: {version}, Salt {importlib.metadata.version('salt')}, {docker}")
     host.write("/etc/iptables/rules.v6", STORED_V6)
-    host.write(RULES_V4, EXTENDED)
-    print("# salt-call --local saltutil.sync_all")
     host.salt_call("saltutil.sync_all", check=True)
-    print(f"{RULES_V4} now holds the manual's file: {len(NEW_RULES)} of its rules are not in the kernel yet.")
-
-
-def reachable(demo):
-    demo.prove(f"the container answers on port {PORT}", demo.docker.reachable(PORT))
 
 
 def rehearse(demo):
+    demo.title(f"\n1. Three lines are added to {RULES_V4}: salt-call --local state.apply iptlive test=True")
+    demo.host.write(RULES_V4, EXTENDED)
     before = demo.kernel()[0]
-    result, changes = demo.apply("test=True")
-    demo.prove("told as in the manual: inserts at 4, 5 and 9", positions(changes, "insert") == [4, 5, 9])
-    demo.prove("nothing has changed in the kernel", result is None and demo.kernel()[0] == before)
+    result, changes, comment = demo.apply("test=True")
+    demo.show(changes)
+    for line in comment.splitlines():
+        if line.startswith(("opens", "closes")):
+            print(f"    {line}")
+    demo.claim(("nothing has changed in the kernel", result is None and demo.kernel()[0] == before))
 
 
 def extend(demo):
+    demo.title("\n2. For real: salt-call --local state.apply iptlive")
     before, packets = demo.kernel()
-    result, changes = demo.apply(steps=False)
+    result, changes, _ = demo.apply()
     after, counted = demo.kernel()
-    demo.show("INPUT")
-    demo.show("FORWARD")
     done = result is True and positions(changes, "insert") == [4, 5, 9]
-    demo.prove("inserted at 4, 5 and 9", done and set(NEW_RULES) <= set(after))
     others = [line for line in after if line not in NEW_RULES]
     foreign = sum(line[:1] == "-" for line in before) - AT_BOOT.count("\n-A") - STORED_V6.count("\n-A")
-    demo.prove(f"all else is as it was, Docker's {foreign} rules too", others == before)
     kept = sum(packets.values()) > 0 and all(counted.get(rule, -1) >= packets[rule] for rule in packets)
-    demo.prove("no rule lost its packet counter", kept)
-    reachable(demo)
+    again, changes, _ = demo.apply()
+    demo.claim(
+        ("inserted at 4, 5 and 9", done and set(NEW_RULES) <= set(after)),
+        (
+            f"Docker's {foreign} rules and all others are as they were; no packet counter was reset",
+            others == before and kept,
+        ),
+        demo.answers(),
+        ("a second run has nothing to do", again is True and not changes),
+    )
 
 
-def repeat(demo):
-    result, changes = demo.apply()
-    demo.prove("nothing to do", result is True and not changes)
+def refuse(demo):
+    demo.title("\n3. Somebody drops port 22, which pillar expects to be open: state.apply iptlive")
+    demo.host.write(RULES_V4, CLOSING)
+    before = demo.kernel()[0]
+    result, _, comment = demo.apply()
+    reason = next((line for line in comment.splitlines() if "22/tcp" in line), comment)
+    print(textwrap.indent(textwrap.fill(reason, WIDTH - 4), "    "))
+    demo.claim(("refused before anything was written", result is False and demo.kernel()[0] == before))
 
 
 def delete(demo, at_first):
+    demo.title("\n4. #DELETE# in front of the three lines: state.apply iptlive")
     demo.host.write(RULES_V4, DELETING)
-    print(f"\n{RULES_V4} now has #DELETE# in front of the {len(NEW_RULES)} rules.", end="")
-    result, changes = demo.apply()
+    result, changes, _ = demo.apply()
+    demo.show(changes)
     done = result is True and positions(changes, "delete") == [4, 4, 7]
-    demo.prove("deleted at 4, 4 and 7", done)
-    demo.prove("the kernel's rules are again as at first", demo.kernel()[0] == at_first)
-    reachable(demo)
+    demo.claim(
+        ("deleted at 4, 4 and 7: each number is the rule's when its turn comes", done),
+        ("the kernel's rules are as they were at first", demo.kernel()[0] == at_first),
+        demo.answers(),
+    )
+
+
+def reload(demo):
+    demo.title(f"\n5. For comparison, the usual way: iptables-restore < {RULES_V4}")
+    before = demo.kernel()[0]
+    demo.host.run(["sh", "-c", f"grep -v '^#DELETE#' {RULES_V4} | iptables-restore"])
+    after = demo.kernel()[0]
+    lost = sum(line[:1] == "-" and line not in after for line in before)
+    what, reached = demo.answers()
+    print(f"  {lost} of Docker's rules are gone; {what}: {'yes' if reached else demo.paint('no', '31')}")
+    demo.true = demo.true and lost > 0 and not reached
 
 
 def main():
@@ -194,13 +219,13 @@ def main():
         docker = Docker(host) if installed() else StandIn(host)
         demo = Demo(host, stack.enter_context(docker))
         set_up(demo)
-        reachable(demo)
         at_first = demo.kernel()[0]
         rehearse(demo)
         extend(demo)
-        repeat(demo)
+        refuse(demo)
         delete(demo, at_first)
-    sys.exit(0 if demo.proved else 1)
+        reload(demo)
+    sys.exit(0 if demo.true else 1)
 
 
 if __name__ == "__main__":
