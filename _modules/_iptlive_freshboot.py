@@ -144,7 +144,7 @@ class _Rehearsal:
         gone = self._left_out.union(self._found)
         lines = ["#" if number in gone else line for number, line in enumerate(self._raw, 1)]
         text = "\n".join(lines) if until is None else "\n".join(lines[:until] + ["COMMIT", ""])
-        return sandbox.run([self._loader], text)
+        return sandbox.restore(self._tools._replace(restore=self._loader), text)
 
     def _find(self, sandbox: Sandbox, done: Done) -> None:
         self._found.update((problem.line, problem) for problem in self._unmet())

@@ -154,6 +154,9 @@ def _tried(tools: Tools) -> Optional[Dict[str, Any]]:
             continue
         answer = json.loads(done.out) if done.out else {"failed": done.err.strip()[-500:]}
         if "failed" in answer:
-            raise HostError(f"{label(tools.family)}: the iptables programs could not be tried: {answer['failed']}")
+            raise HostError(
+                f"{label(tools.family)}: the iptables programs could not be tried: {answer['failed']}. See whether "
+                f"this kernel has their tables ('{tools.command} -S'); nothing was changed"
+            )
         return answer
     return None

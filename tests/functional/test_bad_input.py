@@ -200,8 +200,9 @@ def test_kernel_without_the_table(live):
     with replaced(live, "ip6tables-restore", "/run/no-table/ip6tables-restore"):
         assert_refused(
             live,
-            f"{V6}: ip6tables-restore refuses it: ip6tables-restore v1.8.9 (legacy): unable to initialize table",
-            "see whether the kernel has these tables, and the chains' names; nothing was changed",
+            "IPv6: the iptables programs could not be tried: /usr/sbin/ip6tables-restore cannot load a rule: "
+            "ip6tables-restore v1.8.9 (legacy): unable to initialize table 'filter'",
+            "See whether this kernel has their tables ('/usr/sbin/ip6tables -S'); nothing was changed",
         )
 
 

@@ -11,7 +11,8 @@ HERE = Path(__file__).parent
 PATHS = {"ipv4": "/etc/iptables/rules.v4", "ipv6": "/etc/iptables/rules.v6"}
 TEXTS = {family: (HERE / Path(path).name).read_text(encoding="utf-8") for family, path in PATHS.items()}
 # Several spellings of one rule are the point of the list.
-OPTIONS = {"duplicates": "allow", "policy": "enforce"}
+# The sets of the rules are made by hand here: nothing restores them at boot.
+OPTIONS = {"duplicates": "allow", "policy": "enforce", "boot": "ignore"}
 
 
 def make_sets(host):

@@ -311,7 +311,7 @@ def test_names_of_a_roster_lead_nowhere(fleet, roster):
     # One after the other: salt-ssh at once by two names unpacks Salt twice into one folder, which it empties first.
     done = fleet.salt_run("iptlive.backup", "*", "ssh=True", "batch=1", "dest=/run/lab/place")
     assert done.retcode == 1
-    assert done.value["failed"] == dict.fromkeys(evil, NO_FOLDER)
+    assert done.value["failed"] == dict.fromkeys(map(printable_name, evil), NO_FOLDER)
     assert list(done.value["saved"]) == ["good"]
     assert "\n-" not in done.stderr
     assert backups(fleet) - before == {"{}/good/in-kernel-v4-rules-nat".format(done.value["path"])}
