@@ -216,7 +216,7 @@ def test_of_two_stored_files_both_are_replaced_or_none(ready, harm, first_is_new
             ready.run(["umount", PATH6])
     else:
         assert ready.run(task, check=False).returncode == -signal.SIGKILL
-        ready.call("iptlive.rollback")
+        ready.call("iptlive.rollback", "last")
     assert (ready.save(), ready.save("ipv6")) == before
     assert ready.read(PATH6) == old6
     assert ready.run(["cat", PATH], check=False).stdout == ("" if first_is_new else OLD)
