@@ -54,6 +54,11 @@ class _Part(NamedTuple):
     words: Tuple[str, ...]
 
 
+def names_object(text: str) -> bool:
+    """Whether the rule's target is an object that is one for the whole machine."""
+    return any(f"-j {name}" in text for name in _OBJECTS) and _parts(text)[2].name in _OBJECTS
+
+
 def examine(text: str) -> Optional[OpenRule]:
     """None for a rule that is loaded as it is."""
     if not _SUSPECT.search(text):

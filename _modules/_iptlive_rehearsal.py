@@ -72,7 +72,7 @@ class Ruleset:
 
     def _edited(self, line: str) -> str:
         found = _INSERT.match(line)
-        form = self._form(found.group(2)) if found else None
+        form = self._form(found.group(2)) if found and openrules.names_object(found.group(2)) else None
         return line if form is None else f"{found.group(1)}{form}"
 
     def save_command(self) -> Command:
