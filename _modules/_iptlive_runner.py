@@ -10,7 +10,8 @@ from _iptlive_model import HostError
 
 _TIMEOUT = 120  # seconds for one program
 _DIE_WITH_PARENT = 1
-_NEW_MOUNTS, _PRIVATE, _ALL_BELOW = 0x20000, 1 << 18, 1 << 14
+_NEW_MOUNTS, _BIND, _PRIVATE, _ALL_BELOW = 0x20000, 1 << 12, 1 << 18, 1 << 14
+_LOCK, _OWN_LOCK = b"/run/xtables.lock", b"/tmp/xtables.lock"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,7 +54,7 @@ class Runner:
         try:
             _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
             if os.getppid() == parent:
-                _hide_run()
+                _hide_lock()
                 os.sched_setaffinity(0, self._processors)
                 for number, file in enumerate(files):
                     os.dup2(file, number)
@@ -94,10 +95,16 @@ def _waited(pid: int, deadline: float) -> Optional[int]:
     return None
 
 
-def _hide_run() -> None:
-    """Programs before 1.8.6 know no other xtables lock than the one below /run, which the host may hold for us."""
-    if _libc.unshare(_NEW_MOUNTS) == 0 and _libc.mount(None, b"/", None, _PRIVATE | _ALL_BELOW, None) == 0:
-        _libc.mount(b"iptlive", b"/run", b"tmpfs", 0, None)
+def _hide_lock() -> None:
+    """Programs before 1.8.6 know no other xtables lock than the one below /run, which somebody may hold."""
+    if not os.path.exists(_LOCK) or _libc.unshare(_NEW_MOUNTS):
+        return
+    if _libc.mount(None, b"/", None, _PRIVATE | _ALL_BELOW, None) or _libc.mount(
+        b"iptlive", b"/tmp", b"tmpfs", 0, None
+    ):
+        return
+    os.close(os.open(_OWN_LOCK, os.O_CREAT | os.O_RDWR, 0o600))
+    _libc.mount(_OWN_LOCK, _LOCK, None, _BIND, None)
 
 
 def die_with_parent() -> None:
