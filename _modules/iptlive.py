@@ -415,6 +415,11 @@ def rollback(id=None, test=False, placement="refuse", wait=10):
 
         salt '*' iptlive.rollback
         salt '*' iptlive.rollback last
+
+    Or one that :py:func:`history` lists:
+
+    .. code-block:: bash
+
         salt web1 iptlive.rollback 20260714-061500-123-4711
     """
     _refuse_words(test)

@@ -27,6 +27,14 @@ HOST_LIST = [
     {"name": "web1", "ip": "198.51.100.21", "user": "SRCUSER", "state": "on"},
     {"name": "web2", "ip": "198.51.100.22", "user": "admin", "state": "on"},
 ]
+UNITS = "/etc/systemd/system"
+LOADER = """[Unit]
+Before=network-pre.target docker.service
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/iptables-restore /etc/iptables/rules.v4
+ExecStart=/usr/sbin/ip6tables-restore /etc/iptables/rules.v6
+"""
 BACKUP = "/var/lib/iptlive/backup/iptables-backup-20260714-061500"
 UPDATE = "20260714-061500-123-4711"
 WRITING = re.compile(r"iptlive\.apply|state\.(apply|single|highstate|orchestrate)")
@@ -92,6 +100,7 @@ def standard(site, hosts, kernel=AT_BOOT, stored=EXTENDED):
     for host in hosts.values():
         mine = (lambda text: text) if host is site.alone else reachable
         host.reset()
+        host.run(["rm", "-rf", UNITS])
         host.restore(mine(kernel))
         host.restore(STORED_V6, "ipv6")
         docker_rules(host)
@@ -135,6 +144,15 @@ def without_files(site, hosts):
         host.run(["rm", RULES_V4, RULES_V6])
 
 
+def loaded_at_boot(site, hosts):
+    """Elsewhere nothing loads the files, which is a problem that ``iptlive.boot`` has to report."""
+    standard(site, hosts)
+    for host in hosts.values():
+        host.write(f"{UNITS}/fw.service", LOADER)
+        host.run(["mkdir", "-p", f"{UNITS}/multi-user.target.wants"])
+        host.run(["ln", "-s", "../fw.service", f"{UNITS}/multi-user.target.wants"])
+
+
 def cutting_off(site, hosts):
     """With the pillar of the page, but less time to wait."""
     standard(site, hosts, stored=EXTENDED.replace("COMMIT", "-A OUTPUT -p tcp -m tcp --dport 4506 -j DROP\nCOMMIT"))
@@ -155,6 +173,7 @@ SCENES = [
     Scene(r"salt-ssh web1 iptlive\.confirm", waiting),
     Scene(r"iptables-backup-20260714", backed_up),
     Scene(r"iptlive\.plan expect=", standard, 1),
+    Scene(r"^salt(-call| '\*') iptlive\.boot$", loaded_at_boot),
     Scene(r"iptlive\.export$", without_files),
     Scene(r"^salt web1 state\.apply iptlive$", cutting_off, 1),
     Scene(r"^salt-call --local iptlive\.apply families=\[ipv4\]$", waiting, 1),
