@@ -180,7 +180,7 @@ def _lines(suspect: _Suspect, state: StoredState) -> Tuple[int, ...]:
 
 
 def _like_stored(tools: Tools, suspect: _Suspect, lines: Tuple[int, ...]) -> Refusal:
-    what = f"{_not_as_printed(tools, suspect)} line {lines[0]}, like which it is printed"
+    what = f"{_not_as_printed(tools, suspect)} line {lines[0]}, although it is printed like it"
     hint = "remove it with the program that wrote it (nft), or have it write to a table of its own"
     return Refusal("native_rule", what, hint, (suspect.text,), lines)
 

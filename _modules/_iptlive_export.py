@@ -123,7 +123,7 @@ class _Writer:
             if _unwritable(line):
                 self._warnings.append(f"{key}: left out, because no stored file can hold it: {line!r}")
             elif rule in written and not together:
-                self._lines.append(f"# stands twice in the kernel: {line}")
+                self._lines.append(f"# twice in the kernel: {line}")
                 self._warnings.append(f"{key}: a second copy was left out (or set 'duplicates: allow'): {line}")
             else:
                 self._lines.append(line)

@@ -17,7 +17,7 @@ def read(family: str, candidates: Iterable[str]) -> StoredFile:
     """Read the one of the candidates that exists; none or several are an error, as in the original script."""
     path = choose(family, candidates)
     if not os.path.isfile(path):
-        raise HostError(f"{path}: is no file. Name the stored file in 'files'")
+        raise HostError(f"{path}: is not a file. Name the stored file in 'files'")
     try:
         return parse(family, path, load(path))
     except OSError as err:

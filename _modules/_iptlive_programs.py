@@ -164,7 +164,7 @@ def _check_programs(tools: Tools) -> None:
         if ("nf_tables" in run([program, "-V"]).out) != (tools.backend == "nft"):
             raise HostError(
                 f"{label(tools.family)}: '{tools.command}' is of the {tools.backend} backend, '{program}' is not. "
-                "Have both lead to the same one, see update-alternatives"
+                "Point both at the same backend, see update-alternatives"
             )
 
 

@@ -266,7 +266,7 @@ class _Reader:
         earlier = self.tables.get(name)
         if earlier:
             self.warnings.append(
-                f"{self.path}: table '{name}' stands twice, at line {earlier.line} and line {self._number}: "
+                f"{self.path}: table '{name}' appears twice, at line {earlier.line} and line {self._number}: "
                 "iptables-restore flushes it at the second, so that "
                 "only the second counts. Join the two"
             )
@@ -274,7 +274,7 @@ class _Reader:
 
     def _inside(self) -> _Section:
         if not self._section:
-            raise self.error("the line stands outside a table. Put it between '*filter' (or another table) and COMMIT")
+            raise self.error("the line is outside a table. Put it between '*filter' (or another table) and COMMIT")
         return self._section
 
     def _commit(self) -> None:
@@ -327,7 +327,7 @@ class _Reader:
     def _delete(self, rest: str) -> None:
         if not rest or rest[0] in "*:#" or re.match(r"COMMIT(?![^ \t])", rest):
             raise self.error(
-                "#DELETE# stands before {}; it can only mark a rule ('#DELETE# -A CHAIN ...')".format(
+                "#DELETE# is in front of {}; it can only mark a rule ('#DELETE# -A CHAIN ...')".format(
                     "a table, chain or COMMIT line" if rest else "nothing"
                 )
             )

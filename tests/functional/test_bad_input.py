@@ -151,7 +151,7 @@ def test_two_files(live):
 @pytest.mark.parametrize("make", ["mkdir", "mkfifo"])
 def test_not_a_file(live, make):
     live.run([make, V6])
-    assert_refused(live, f"{V6}: is no file. Name the stored file in 'files'")
+    assert_refused(live, f"{V6}: is not a file. Name the stored file in 'files'")
 
 
 @pytest.mark.parametrize("missing", ["ip6tables", "ip6tables-restore"])
